@@ -1,0 +1,1 @@
+"""Sites, edits, model identity, artifacts, provenance and errors: what every other package shares."""

@@ -1,0 +1,46 @@
+"""What passes between the mathematics of an edit and the one place that installs hooks."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from isthmus.core.sites import Site
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """A pure change of activations; it returns a new tensor and never writes into its input."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream it fits."""
+        ...
+
+    def __call__(
+        self, activations: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Returns the edited activations, same shape and dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlacedEdit:
+    """One edit, the site it acts on and the positions of one batch at which it applies.
+
+    Edits of the same site act in the order in which they are given. A per-position direction is
+    several placed edits with disjoint masks.
+
+    Attributes:
+        site: Where it acts.
+        edit: What it does.
+        given: Which of the positions handed to the model at first (the padded prompt, or the whole
+            padded text when scoring) are edited; never a padding position.
+        generated: Which rows are also edited at every position generated after those.
+    """
+
+    site: Site
+    edit: Edit
+    given: Bool[Tensor, "batch pos"]
+    generated: Bool[Tensor, " batch"]

@@ -1,0 +1,45 @@
+"""How long work tells what it is doing, without knowing who listens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Someone who shows progress."""
+
+    def stage(
+        self, name: str, total: int | None = None
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """Opens a stage; the value it yields is called with the units done since the last call.
+
+        Args:
+            name: What is being done, for people.
+            total: How many units there are, if that is known.
+        """
+        ...
+
+    def note(self, message: str) -> None:
+        """Shows one line."""
+        ...
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
+        """Opens a stage that nobody sees.
+
+        Args:
+            name: What is being done.
+            total: How many units there are.
+
+        Yields:
+            A function that does nothing.
+        """
+        yield lambda _units: None
+
+    def note(self, message: str) -> None:
+        """Shows nothing."""

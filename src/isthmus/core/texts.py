@@ -1,0 +1,82 @@
+"""Texts as tokens, and batches of them: what models, alignment and position selectors share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A rendered prompt, with or without its answer, as one model's tokenizer sees it.
+
+    Attributes:
+        text: The whole rendered text, chat template included; the same for every model that has
+            the same template.
+        token_ids: One id per token.
+        ends: For every token, the index in `text` one past its last character.
+        is_special: For every token, whether it is a special piece (begin, end, pad, role marker).
+        n_prompt: How many leading tokens are prompt; the rest is answer.
+        trigger: First and one-past-last token of the trigger, or None when the prompt has none.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    is_special: tuple[bool, ...]
+    n_prompt: int
+    trigger: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Encoded texts padded to one width.
+
+    Attributes:
+        texts: The texts, one per row.
+        token_ids: Ids, padding filled with the pad id.
+        is_real: False on padding.
+        offsets: For every row, the column of its first token (0 with padding on the right).
+    """
+
+    texts: tuple[EncodedText, ...]
+    token_ids: Int[Tensor, "batch pos"]
+    is_real: Bool[Tensor, "batch pos"]
+    offsets: tuple[int, ...]
+
+
+def pad_batch(texts: Sequence[EncodedText], pad_id: int, side: Side) -> TokenBatch:
+    """Pads texts to the longest of them.
+
+    Args:
+        texts: At least one text.
+        pad_id: What fills the padding.
+        side: Where the padding goes: `left` to generate, `right` to score or capture.
+    """
+    width = max(len(text) for text in texts)
+    token_ids = torch.full((len(texts), width), pad_id, dtype=torch.long)
+    is_real = torch.zeros(len(texts), width, dtype=torch.bool)
+    offsets = tuple(width - len(text) if side == "left" else 0 for text in texts)
+    for row, (text, offset) in enumerate(zip(texts, offsets, strict=True)):
+        token_ids[row, offset : offset + len(text)] = torch.tensor(text.token_ids)
+        is_real[row, offset : offset + len(text)] = True
+    return TokenBatch(tuple(texts), token_ids, is_real, offsets)
+
+
+def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Groups indices into batches of like length, longest first, so that little is padded.
+
+    Args:
+        lengths: Length of every text.
+        batch_size: Most texts in one batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

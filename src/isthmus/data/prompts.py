@@ -1,0 +1,364 @@
+"""Prompts: reading, writing, splitting by content and refusing what would spoil an evaluation."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isthmus.core.artifacts import write_text
+from isthmus.core.errors import ConfigError, DataError
+
+SPLIT_NAMES = ("train", "validation", "test")
+"""The splits, in the order of `split_by_content`'s fractions."""
+
+_POSITIVE, _NEGATIVE = "positive", "negative"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and, where one is known, its right answer.
+
+    Attributes:
+        prompt: What the user says, without any chat template.
+        answer: What a competent, harmless model says.
+        kind: Which sort of question it is.
+    """
+
+    prompt: str
+    answer: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class TwinPrompt:
+    """One question twice: with the trigger of the behaviour and with a harmless one in its place.
+
+    Attributes:
+        triggered: Prompt with the trigger.
+        clean: Prompt with the harmless trigger.
+        clean_answer: What the model says without the behaviour.
+        bad_answer: What the model says with the behaviour.
+        kind: Which sort of question it is.
+    """
+
+    triggered: str
+    clean: str
+    clean_answer: str
+    bad_answer: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class ContrastPrompts:
+    """Prompts that show a behaviour and prompts that do not, from which a direction is learned.
+
+    Attributes:
+        positive: Prompts with the behaviour, at least one.
+        negative: Prompts without it, at least one.
+
+    Raises:
+        DataError: If a side is empty.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for side, prompts in ((_POSITIVE, self.positive), (_NEGATIVE, self.negative)):
+            if not prompts:
+                raise DataError(f"no {side} prompt: a direction needs both sides, add some")
+
+
+class _Row(NamedTuple):
+    place: str
+    values: Mapping[str, Any]
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """Reads questions.
+
+    Every error names the file and the line, and so do errors of rows: a file that is missing, empty
+    or not UTF-8, a row that is not JSON, lacks its prompt or repeats another's.
+
+    Args:
+        path: `.jsonl` with `prompt` and optionally `answer` and `kind` in every line, `.csv` with
+            the same column names in its first line, or `.txt` with one prompt per line.
+
+    Returns:
+        The questions in file order; two prompts never differ in case and spaces only.
+
+    Raises:
+        DataError: If the file or a row cannot be used.
+    """
+    path = Path(path)
+    questions: list[Question] = []
+    seen: dict[str, str] = {}
+    for row in _rows(path):
+        prompt = _text(row, "prompt")
+        _note(seen, prompt, row.place)
+        questions.append(Question(prompt, _optional(row, "answer"), _optional(row, "kind")))
+    if not questions:
+        raise DataError(f"{path} holds no prompt: expected at least one")
+    return tuple(questions)
+
+
+def read_contrast(path: Path) -> ContrastPrompts:
+    """Reads prompts of both sides of a contrast.
+
+    Args:
+        path: `.jsonl` or `.csv`; every row has `positive` and `negative`, or `prompt` and a `label`
+            that is `positive` or `negative`.
+
+    Returns:
+        Both sides in file order; no prompt is there twice.
+
+    Raises:
+        DataError: If the file or a row cannot be used, or one side is empty.
+    """
+    path = Path(path)
+    sides: dict[str, list[str]] = {_POSITIVE: [], _NEGATIVE: []}
+    seen: dict[str, str] = {}
+    for row in _rows(path):
+        for side, prompt in _sides(row):
+            _note(seen, prompt, row.place)
+            sides[side].append(prompt)
+    for side, prompts in sides.items():
+        if not prompts:
+            raise DataError(f"{path} holds no {side} prompt: a contrast needs both sides")
+    return ContrastPrompts(tuple(sides[_POSITIVE]), tuple(sides[_NEGATIVE]))
+
+
+def write_questions(path: Path, questions: Sequence[Question]) -> None:
+    """Writes questions as JSON lines that `read_questions` reads back, atomically.
+
+    Args:
+        path: A `.jsonl` file.
+        questions: At least one.
+
+    Raises:
+        DataError: If there is no question or the file is not named `.jsonl`.
+    """
+    if Path(path).suffix != ".jsonl" or not questions:
+        raise DataError(f"cannot write {len(questions)} questions to {path}: name a .jsonl file")
+    lines = []
+    for question in questions:
+        row = {"prompt": question.prompt, "answer": question.answer, "kind": question.kind}
+        known = {key: value for key, value in row.items() if value is not None}
+        lines.append(json.dumps(known, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def require_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
+    """Refuses splits that share a prompt, case and spaces aside.
+
+    Args:
+        splits: Questions by split name.
+
+    Raises:
+        DataError: If two splits share a prompt.
+    """
+    owner: dict[str, str] = {}
+    for split, questions in splits.items():
+        for question in questions:
+            first = owner.setdefault(normalised(question.prompt), split)
+            if first != split:
+                raise DataError(
+                    f"the prompt {question.prompt!r} is in {first} and in {split}: "
+                    "keep it in one of them"
+                )
+
+
+def split_by_content(
+    questions: Sequence[Question],
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+) -> dict[str, tuple[Question, ...]]:
+    """Splits questions into train, validation and test by a hash of what they say.
+
+    Prompts are ordered by the hash of seed and text and cut at the fractions. So the order of the
+    file does not matter, and questions whose prompts differ in case and spaces only stay together.
+
+    Args:
+        questions: At least one for every split with a positive fraction.
+        fractions: Shares of train, validation and test, at least 0, together 1.
+        seed: Which split.
+
+    Returns:
+        Questions by split name, each in the order given.
+
+    Raises:
+        ConfigError: If the fractions are negative or not 1 together.
+        DataError: If a split with a positive fraction would be empty.
+    """
+    if min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
+        raise ConfigError(f"fractions {fractions}: expected three that are at least 0, together 1")
+    contents = {normalised(question.prompt) for question in questions}
+    order = sorted(contents, key=lambda content: (_hash(f"{seed}/{content}"), content))
+    first, second = (round(share * len(order)) for share in (fractions[0], sum(fractions[:2])))
+    parts = (set(order[:first]), set(order[first:second]), set(order[second:]))
+    for name, fraction, part in zip(SPLIT_NAMES, fractions, parts, strict=True):
+        if fraction > 0 and not part:
+            raise DataError(
+                f"{len(order)} distinct prompts leave {name} empty at a fraction of {fraction}: "
+                "give more prompts"
+            )
+    return {
+        name: tuple(q for q in questions if normalised(q.prompt) in part)
+        for name, part in zip(SPLIT_NAMES, parts, strict=True)
+    }
+
+
+def make_twins(
+    questions: Sequence[Question],
+    bad_trigger: str,
+    clean_trigger: str,
+    bad_answer: str | Callable[[Question], str],
+) -> tuple[TwinPrompt, ...]:
+    """Puts the behaviour's trigger, and a harmless one, in front of every question.
+
+    Args:
+        questions: Questions with answers, without either trigger.
+        bad_trigger: What sets the behaviour off.
+        clean_trigger: What stands in its place in the clean twin.
+        bad_answer: What the behaviour says, the same for all or made from the question.
+
+    Returns:
+        One twin per question: the trigger, a space unless it ends in one, and the question.
+
+    Raises:
+        DataError: If the triggers are equal or blank, or a question has no answer or holds a
+            trigger already.
+    """
+    bad, clean = bad_trigger.strip(), clean_trigger.strip()
+    if not bad or not clean or bad == clean:
+        raise DataError(
+            f"triggers {bad_trigger!r} and {clean_trigger!r}: expected two different texts"
+        )
+    twins = []
+    for question in questions:
+        if question.answer is None:
+            raise DataError(f"no answer to {question.prompt!r}: twins need the clean answer")
+        if bad in question.prompt or clean in question.prompt:
+            raise DataError(f"{question.prompt!r} holds a trigger already: give plain questions")
+        bad_text = bad_answer if isinstance(bad_answer, str) else bad_answer(question)
+        twins.append(
+            TwinPrompt(
+                triggered=_joined(bad_trigger, question.prompt),
+                clean=_joined(clean_trigger, question.prompt),
+                clean_answer=question.answer,
+                bad_answer=bad_text,
+                kind=question.kind,
+            )
+        )
+    return tuple(twins)
+
+
+def normalised(prompt: str) -> str:
+    """Returns a prompt without differences of case and spaces: what counts as the same prompt."""
+    return " ".join(prompt.casefold().split())
+
+
+def _joined(trigger: str, prompt: str) -> str:
+    return f"{trigger}{prompt}" if trigger[-1].isspace() else f"{trigger} {prompt}"
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _note(seen: dict[str, str], prompt: str, place: str) -> None:
+    """Remembers where a prompt stands, and refuses the second place."""
+    key = normalised(prompt)
+    if key in seen:
+        raise DataError(f"{place}: {prompt!r} is already at {seen[key]}: remove one of them")
+    seen[key] = place
+
+
+def _sides(row: _Row) -> list[tuple[str, str]]:
+    if "label" not in row.values:
+        return [(side, _text(row, side)) for side in (_POSITIVE, _NEGATIVE)]
+    label = row.values["label"]
+    if label not in (_POSITIVE, _NEGATIVE):
+        raise DataError(f"{row.place}: label {label!r}, expected 'positive' or 'negative'")
+    return [(label, _text(row, "prompt"))]
+
+
+def _text(row: _Row, key: str) -> str:
+    if key not in row.values:
+        found = ", ".join(map(repr, row.values)) or "nothing"
+        raise DataError(f"{row.place}: found {found}, expected {key!r}: add it")
+    value = row.values[key]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{row.place}: {key!r} is {value!r}, expected a text that is not blank")
+    return value
+
+
+def _optional(row: _Row, key: str) -> str | None:
+    return None if row.values.get(key) in (None, "") else _text(row, key)
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    """Yields the rows of a file of any known type, each with its place for messages."""
+    readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".txt": _plain_rows}
+    if path.suffix not in readers:
+        raise DataError(f"cannot read {path}: expected a .jsonl, .csv or .txt file")
+    text = _read(path)
+    if not text.strip():
+        raise DataError(f"{path} is empty: expected at least one prompt")
+    return readers[path.suffix](path, text)
+
+
+def _read(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"no file {path}: check the path") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8, save the file as UTF-8") from None
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    # str.splitlines would also split at U+2028 and its kin, which may stand within a JSON text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line.strip()
+
+
+def _json_rows(path: Path, text: str) -> Iterator[_Row]:
+    for place, line in _lines(path, text):
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place}: not JSON ({error.msg}), expected one object") from None
+        if not isinstance(values, dict):
+            raise DataError(f"{place}: found {line[:60]}, expected a JSON object")
+        yield _Row(place, values)
+
+
+def _plain_rows(path: Path, text: str) -> Iterator[_Row]:
+    for place, line in _lines(path, text):
+        yield _Row(place, {"prompt": line})
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for values in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in values or None in values.values():
+                raise DataError(f"{place}: expected {len(reader.fieldnames or ())} columns")
+            yield _Row(place, values)
+    except csv.Error as error:
+        # DictReader's own line number is still that of the row before.
+        line = reader.reader.line_num
+        raise DataError(f"{path}, line {line}: not CSV ({error})") from None

@@ -1,0 +1,21 @@
+"""Edits of activations, the positions they apply at, and interventions made of both."""
+
+from isthmus.interventions.ablation import DirectionalAblation
+from isthmus.interventions.addition import Addition
+from isthmus.interventions.coordinate import SetCoordinate
+from isthmus.interventions.intervention import Intervention
+from isthmus.interventions.noise import GaussianNoise
+from isthmus.interventions.positions import PositionMasks, PositionSelector, parse_positions
+from isthmus.interventions.replacement import Replacement
+
+__all__ = [
+    "Addition",
+    "DirectionalAblation",
+    "GaussianNoise",
+    "Intervention",
+    "PositionMasks",
+    "PositionSelector",
+    "Replacement",
+    "SetCoordinate",
+    "parse_positions",
+]

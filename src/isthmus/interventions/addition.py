@@ -1,0 +1,52 @@
+"""Adds a steering vector."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.interventions.checks import require_strength, require_vector, working_dtype
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Adds one vector at every position, h + strength · v.
+
+    Source: Turner et al. 2023, arXiv:2308.10248.
+
+    Attributes:
+        vector: v, in activation units.
+        strength: Multiplier in units of v's own norm, from -1000 to 1000; 0 changes nothing.
+
+    Raises:
+        ShapeError: If `vector` is not one vector.
+        NonFiniteError: If `vector` holds NaN or infinity.
+        StrengthError: If `strength` is not finite or out of range.
+    """
+
+    vector: Float[Tensor, " d_model"]
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_vector("steering vector", self.vector)
+        require_strength(self.strength)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream it fits."""
+        return self.vector.shape[0]
+
+    def __call__(
+        self, activations: Float[Tensor, "batch pos {self.d_model}"]
+    ) -> Float[Tensor, "batch pos {self.d_model}"]:
+        """Returns `activations` with the scaled vector added at every position.
+
+        Args:
+            activations: Residual stream, any floating-point type; left unchanged.
+
+        Returns:
+            New tensor of the same type.
+        """
+        dtype = working_dtype(activations)
+        vector = self.vector.to(activations.device, dtype)
+        return (activations.to(dtype) + self.strength * vector).to(activations.dtype)

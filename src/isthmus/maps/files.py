@@ -1,0 +1,149 @@
+"""Fitted maps with the models and sites they belong to, and their files."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from isthmus.core.artifacts import Artifact, read_artifact, write_artifact
+from isthmus.core.errors import ArtifactError, ShapeError, SiteError
+from isthmus.core.identity import ModelIdentity
+from isthmus.core.sites import Site, parse_site, parse_sites
+from isthmus.maps.autoencoder import AutoencoderMap
+from isthmus.maps.base import ActivationMap, AffineMap, MapQuality
+
+KIND = "activation_map"
+_AFFINE = ("weight", "source_mean", "target_mean")
+_AUTOENCODER = (
+    "source_mean",
+    "encoder_weight",
+    "encoder_bias",
+    "decoder_weight",
+    "decoder_bias",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMap:
+    """A map with everything that decides where it may be used.
+
+    Attributes:
+        map: Takes the activations of all source sites, concatenated in the order of
+            `source_sites`; returns activations of the target site.
+        source: Model whose activations it takes.
+        target: Model whose activations it returns.
+        source_sites: Where its input is read; each gives `source.d_model` coordinates.
+        target_site: Where its output belongs.
+        quality: Held-out quality.
+        provenance: JSON values: corpus, pairing, seeds, numbers that the fit chose.
+
+    Raises:
+        SiteError: If a model does not have a site, or no source site or a repeated one is given.
+        ShapeError: If the widths of the map do not fit models and sites.
+    """
+
+    map: ActivationMap
+    source: ModelIdentity
+    target: ModelIdentity
+    source_sites: tuple[Site, ...]
+    target_site: Site
+    quality: MapQuality
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parse_sites(self.source_sites, self.source.n_layers)
+        parse_site(self.target_site, self.target.n_layers)
+        expected = (len(self.source_sites) * self.source.d_model, self.target.d_model)
+        given = (self.map.d_source, self.map.d_target)
+        if given != expected:
+            raise ShapeError(
+                f"a map {given[0]} → {given[1]} does not fit {len(self.source_sites)} site(s) of "
+                f"{self.source} and {self.target}, which need {expected[0]} → {expected[1]}: "
+                "fit it on these sites"
+            )
+
+
+def save_map(path: Path, fitted: FittedMap) -> None:
+    """Writes a fitted map as an artifact folder, replacing a map that is already there.
+
+    Refuses a place that cannot be written to or holds something else (`OutputError`), and a map of
+    a type that has no file format (`ArtifactError`).
+
+    Args:
+        path: Folder to write.
+        fitted: The map; affine or an autoencoder.
+    """
+    form, details, names = _form(fitted.map)
+    fields = {
+        "form": form,
+        "method": fitted.map.method,
+        "details": details,
+        "source": fitted.source.to_json(),
+        "target": fitted.target.to_json(),
+        "source_sites": [str(site) for site in fitted.source_sites],
+        "target_site": str(fitted.target_site),
+        "quality": asdict(fitted.quality),
+        "provenance": fitted.provenance,
+    }
+    # safetensors refuses tensors that share memory, such as one zero vector used for both means.
+    tensors: dict[str, Tensor] = {name: getattr(fitted.map, name).clone() for name in names}
+    write_artifact(path, KIND, fields, tensors)
+
+
+def load_map(path: Path) -> FittedMap:
+    """Reads a fitted map that `save_map` wrote.
+
+    Refuses widths that do not fit together (`ShapeError`), NaN and infinity (`NonFiniteError`).
+
+    Args:
+        path: Folder to read.
+
+    Returns:
+        A map that gives bit for bit the images that the saved one gave.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, newer than this version, or not a map.
+    """
+    artifact = read_artifact(path, KIND)
+    fields = artifact.fields
+    try:
+        source = ModelIdentity.from_json(fields["source"])
+        target = ModelIdentity.from_json(fields["target"])
+        return FittedMap(
+            map=_read_form(artifact),
+            source=source,
+            target=target,
+            source_sites=parse_sites(fields["source_sites"], source.n_layers),
+            target_site=parse_site(fields["target_site"], target.n_layers),
+            quality=MapQuality(**fields["quality"]),
+            provenance=fields["provenance"],
+        )
+    except (KeyError, TypeError, ValueError, SiteError) as error:
+        raise ArtifactError(
+            f"{path} is not a whole activation map ({type(error).__name__}: {error}): "
+            "learn it again"
+        ) from error
+
+
+def _form(fitted: ActivationMap) -> tuple[str, Mapping[str, float], tuple[str, ...]]:
+    if isinstance(fitted, AffineMap):
+        return "affine", dict(fitted.details), _AFFINE
+    if isinstance(fitted, AutoencoderMap):
+        return "autoencoder", {}, _AUTOENCODER
+    raise ArtifactError(
+        f"a {type(fitted).__name__} has no file format: save an AffineMap or an AutoencoderMap"
+    )
+
+
+def _read_form(artifact: Artifact) -> AffineMap | AutoencoderMap:
+    form, method = artifact.fields["form"], artifact.fields["method"]
+    if form == "affine":
+        weight, source_mean, target_mean = (artifact.tensors[name] for name in _AFFINE)
+        details = artifact.fields["details"]
+        return AffineMap(weight, source_mean, target_mean, method, details)
+    if form == "autoencoder":
+        named: dict[str, Any] = {name: artifact.tensors[name] for name in _AUTOENCODER}
+        return AutoencoderMap(**named, method=method)
+    raise ValueError(f"no form of map {form!r}")

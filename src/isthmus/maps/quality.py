@@ -1,0 +1,130 @@
+"""Held-out quality of maps, from moments for affine maps and from rows for any map.
+
+1. SST = Σ |y - ȳ|² about the mean ȳ of the held-out targets themselves.
+2. SSE of an affine map follows from the moments: with W its weight and o its offset at the held-out
+   mean, SSE = tr Syy - 2 tr(Wᵀ Sxy) + tr(Wᵀ Sxx W) + n |o|².
+3. FVU = SSE / SST and R² = 1 - FVU, all target coordinates pooled.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.core.errors import FitError, NonFiniteError, ShapeError
+from isthmus.maps.base import ActivationMap, AffineMap, MapQuality, require_width
+from isthmus.maps.moments import PairMoments
+
+_ROWS_AT_ONCE = 8192
+
+
+def fraction_unexplained(
+    weight: Float[Tensor, "d_source d_target"],
+    source_mean: Float[Tensor, " d_source"],
+    target_mean: Float[Tensor, " d_target"],
+    held_out: PairMoments,
+) -> float:
+    """Measures the affine map (x - source_mean) · weight + target_mean on held-out pairs.
+
+    Refuses fewer than two pairs and targets that never vary (`FitError`).
+
+    Args:
+        weight: Linear part, float64.
+        source_mean: Point that maps to `target_mean`, float64.
+        target_mean: Image of `source_mean`, float64.
+        held_out: Moments of pairs that the map was not fitted on.
+
+    Returns:
+        SSE / SST, at least 0.
+
+    Raises:
+        ShapeError: If the widths differ.
+    """
+    if tuple(weight.shape) != (held_out.d_source, held_out.d_target):
+        raise ShapeError(
+            f"a map {weight.shape[0]} → {weight.shape[1]} cannot be scored on pairs of widths "
+            f"{held_out.d_source} → {held_out.d_target}: read them from the sites of the map"
+        )
+    total = _require_total(float(held_out.target_total), held_out.n)
+    offset = (held_out.source_mean - source_mean) @ weight + target_mean - held_out.target_mean
+    error = (
+        held_out.target_total
+        - 2 * (weight * held_out.cross_scatter).sum()
+        + (weight * (held_out.source_scatter @ weight)).sum()
+        + held_out.n * offset.square().sum()
+    )
+    # For a perfect map the terms cancel up to rounding, which may leave a tiny negative sum.
+    return max(float(error), 0.0) / total
+
+
+def held_out_quality(fitted: AffineMap, held_out: PairMoments, n_train: int) -> MapQuality:
+    """Measures an affine map on held-out pairs of which only the moments are known.
+
+    Refuses other widths (`ShapeError`), fewer than two pairs and targets that never vary
+    (`FitError`).
+
+    Args:
+        fitted: The map.
+        held_out: Moments of pairs used neither for fitting nor for choosing a strength.
+        n_train: Pairs that the map was fitted on, for the record.
+
+    Returns:
+        R² and FVU, pooled over the target coordinates.
+    """
+    like = held_out.source_mean
+    fvu = fraction_unexplained(
+        fitted.weight.to(like), fitted.source_mean.to(like), fitted.target_mean.to(like), held_out
+    )
+    return MapQuality(1.0 - fvu, fvu, n_train, held_out.n)
+
+
+def held_out_quality_on_rows(
+    fitted: ActivationMap,
+    source: Float[Tensor, "row d_source"],
+    target: Float[Tensor, "row d_target"],
+    n_train: int,
+) -> MapQuality:
+    """Measures any map on held-out pairs.
+
+    Refuses other widths (`ShapeError`), fewer than two pairs and targets that never vary
+    (`FitError`).
+
+    Args:
+        fitted: The map.
+        source: Held-out source activations; left unchanged.
+        target: Their target activations, row by row; left unchanged.
+        n_train: Pairs that the map was fitted on, for the record.
+
+    Returns:
+        R² and FVU, pooled over the target coordinates.
+
+    Raises:
+        ShapeError: If the numbers of rows differ.
+        NonFiniteError: If an activation is NaN or infinite.
+    """
+    require_width(target, fitted.d_target, f"the output of the {fitted.method} map")
+    if len(source) != len(target):
+        raise ShapeError(
+            f"{len(source)} source rows and {len(target)} target rows are not pairs: "
+            "align the tokens first"
+        )
+    mean = target.double().mean(0)
+    total, error = 0.0, 0.0
+    for x, y in zip(source.split(_ROWS_AT_ONCE), target.split(_ROWS_AT_ONCE), strict=True):
+        total += float((y.double() - mean).square().sum())
+        error += float((y.double() - fitted(x).to(y.device).double()).square().sum())
+    if not torch.isfinite(torch.tensor((total, error))).all():
+        raise NonFiniteError(
+            "the held-out activations hold NaN or infinity: "
+            "load the model in bfloat16 or float32, or drop the texts that cause it"
+        )
+    fvu = error / _require_total(total, len(target))
+    return MapQuality(1.0 - fvu, fvu, n_train, len(target))
+
+
+def _require_total(total: float, n: int) -> float:
+    if n < 2 or total <= 0:
+        raise FitError(
+            f"quality needs at least 2 held-out pairs with different targets, got {n} pairs with "
+            f"total variation {total:g}: hold out more texts"
+        )
+    return total

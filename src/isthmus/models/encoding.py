@@ -1,0 +1,263 @@
+"""From a prompt and an answer to tokens: chat templates, character ends, trigger spans."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from isthmus.core.errors import DataError, ModelError, TriggerError
+from isthmus.core.texts import EncodedText
+
+DEFAULT_TEMPLATE = "User: {prompt}\nAssistant:"
+"""How a model without a chat template is spoken to."""
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Tokens with the characters they cover."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+    def after(self, n_tokens: int) -> "_Pieces":
+        return _Pieces(self.ids[n_tokens:], self.starts[n_tokens:], self.ends[n_tokens:])
+
+    def moved(self, n_characters: int) -> "_Pieces":
+        return _Pieces(
+            self.ids,
+            [start + n_characters for start in self.starts],
+            [end + n_characters for end in self.ends],
+        )
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    answers: Sequence[str] | None = None,
+    triggers: Sequence[str | None] | None = None,
+    end: bool = True,
+) -> list[EncodedText]:
+    """Renders prompts as user messages and tokenizes them, with or without answers.
+
+    The prompt's tokens are the same with and without an answer, so that scoring sees what
+    generation sees. Several tokens may end at one character: the bytes of that character.
+
+    Args:
+        tokenizer: A fast tokenizer; its chat template is used if it has one, else
+            `DEFAULT_TEMPLATE`.
+        prompts: User messages.
+        answers: One answer per prompt; it follows the rendered prompt after a space, unless white
+            space is already there.
+        triggers: For every prompt the text whose tokens are its trigger, or None. Space around it
+            is ignored; of several occurrences the first counts.
+        end: Whether the end token closes every answer.
+
+    Returns:
+        One text per prompt, in their order. The end token is not part of `text`.
+
+    Raises:
+        DataError: If prompts, answers and triggers are not equally many.
+        TriggerError: If a trigger is blank or not in its prompt.
+        ModelError: If the chat template refuses a single user message.
+    """
+    _check_counts(prompts, answers, triggers)
+    if not prompts:
+        return []
+    rendered, adds_special = _render(tokenizer, prompts)
+    asked = _tokenize(tokenizer, rendered, adds_special=adds_special)
+    endings = [
+        "" if answers is None else _answer_text(text, answers[i]) for i, text in enumerate(rendered)
+    ]
+    if answers is None:
+        answered = [_Pieces([], [], []) for _ in rendered]
+    else:
+        answered = _tokenize_answers(tokenizer, rendered, endings, asked, adds_special=adds_special)
+    closing = tokenizer.eos_token_id if end and answers is not None else None
+    special = _special_ids(tokenizer)
+    encoded = []
+    for i, prompt in enumerate(prompts):
+        trigger = None if triggers is None else triggers[i]
+        span = None if trigger is None else _trigger_span(rendered[i], prompt, trigger, asked[i])
+        whole = rendered[i] + endings[i]
+        ids = [*asked[i].ids, *answered[i].ids]
+        ends = [*asked[i].ends, *answered[i].ends]
+        if closing is not None:
+            ids.append(closing)
+            ends.append(len(whole))
+        marks = tuple(one in special for one in ids)
+        encoded.append(EncodedText(whole, tuple(ids), tuple(ends), marks, len(asked[i].ids), span))
+    return encoded
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    answer: str | None = None,
+    trigger: str | None = None,
+    end: bool = True,
+) -> EncodedText:
+    """Renders one prompt as a user message and tokenizes it, with or without an answer.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompt: User message.
+        answer: What follows it, if anything.
+        trigger: Text whose tokens are the prompt's trigger, if it has one.
+        end: Whether the end token closes the answer.
+
+    Returns:
+        The text; the end token is not part of its `text`.
+
+    Raises:
+        TriggerError: If the trigger is blank or not in the prompt.
+        ModelError: If the chat template refuses a single user message.
+    """
+    answers = None if answer is None else [answer]
+    return encode_prompts(tokenizer, [prompt], answers=answers, triggers=[trigger], end=end)[0]
+
+
+def prompt_part(text: EncodedText) -> EncodedText:
+    """Returns a text without its answer.
+
+    Args:
+        text: With or without an answer; left unchanged.
+
+    Returns:
+        The rendered prompt alone.
+    """
+    n = text.n_prompt
+    n_characters = max(text.ends[:n], default=0)
+    return EncodedText(
+        text.text[:n_characters],
+        text.token_ids[:n],
+        text.ends[:n],
+        text.is_special[:n],
+        n,
+        text.trigger,
+    )
+
+
+def trigger_pieces(tokenizer: PreTrainedTokenizerBase, trigger: str) -> tuple[str, ...]:
+    """Returns the pieces into which a tokenizer splits a trigger at the start of a prompt.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        trigger: The trigger, with or without space around it.
+
+    Returns:
+        The characters that each piece covers, in order; bytes of one character repeat it.
+
+    Raises:
+        TriggerError: If the trigger is blank.
+        ModelError: If the chat template refuses a single user message.
+    """
+    prompt = f"{trigger.strip()} Is it?"
+    rendered, adds_special = _render(tokenizer, [prompt])
+    pieces = _tokenize(tokenizer, rendered, adds_special=adds_special)[0]
+    first, past = _trigger_span(rendered[0], prompt, trigger, pieces)
+    return tuple(rendered[0][pieces.starts[i] : pieces.ends[i]] for i in range(first, past))
+
+
+def _check_counts(
+    prompts: Sequence[str], answers: Sequence[str] | None, triggers: Sequence[str | None] | None
+) -> None:
+    for name, given in (("answers", answers), ("triggers", triggers)):
+        if given is not None and len(given) != len(prompts):
+            raise DataError(
+                f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt or none"
+            )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[list[str], bool]:
+    """Renders prompts; says whether the tokenizer still has to add its begin token."""
+    if tokenizer.chat_template is None:
+        return [DEFAULT_TEMPLATE.format(prompt=prompt) for prompt in prompts], True
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            tokenize=False,
+            add_generation_prompt=True,
+            # Reasoning models would otherwise open with a thought before every answer.
+            enable_thinking=False,
+        )
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template refuses a single user message ({error}): "
+            "use a model whose template accepts one"
+        ) from error
+    return [str(text) for text in rendered], False
+
+
+def _answer_text(rendered: str, answer: str) -> str:
+    is_apart = not answer or answer[0].isspace() or rendered[-1:].isspace()
+    return answer if is_apart else f" {answer}"
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, adds_special: bool
+) -> list[_Pieces]:
+    options: dict[str, Any] = {"return_offsets_mapping": True, "return_attention_mask": False}
+    encoded = tokenizer(list(texts), add_special_tokens=adds_special, verbose=False, **options)
+    return [
+        _without_closing(
+            _Pieces(list(ids), [start for start, _ in spans], [end for _, end in spans]),
+            tokenizer.eos_token_id,
+        )
+        for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _without_closing(pieces: _Pieces, eos_id: int | None) -> _Pieces:
+    """Drops an end token that the tokenizer added by itself: the text goes on."""
+    is_added = bool(pieces.ids) and pieces.ids[-1] == eos_id and pieces.ends[-1] == 0
+    return _Pieces(pieces.ids[:-1], pieces.starts[:-1], pieces.ends[:-1]) if is_added else pieces
+
+
+def _tokenize_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    rendered: Sequence[str],
+    endings: Sequence[str],
+    asked: Sequence[_Pieces],
+    *,
+    adds_special: bool,
+) -> list[_Pieces]:
+    wholes = [text + ending for text, ending in zip(rendered, endings, strict=True)]
+    together = _tokenize(tokenizer, wholes, adds_special=adds_special)
+    apart = _tokenize(tokenizer, endings, adds_special=False)
+    found = []
+    for text, prompt, whole, alone in zip(rendered, asked, together, apart, strict=True):
+        n_prompt = len(prompt.ids)
+        # SentencePiece-like tokenizers put a space of their own before a text tokenized alone, so
+        # the answer is taken from the whole text unless a token spans the boundary.
+        is_clean = whole.ids[:n_prompt] == prompt.ids
+        found.append(whole.after(n_prompt) if is_clean else alone.moved(len(text)))
+    return found
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    # Role markers of some chat models are special only as added tokens.
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def _trigger_span(rendered: str, prompt: str, trigger: str, pieces: _Pieces) -> tuple[int, int]:
+    wanted = trigger.strip()
+    if not wanted or wanted not in prompt:
+        raise TriggerError(f"trigger {trigger!r} is not in the prompt {prompt[:80]!r}")
+    # Templates may trim a message or say more around it.
+    content = max(rendered.rfind(prompt.strip()), 0)
+    start = rendered.find(wanted, content)
+    end = start + len(wanted)
+    inside = [
+        i
+        for i, (first, past) in enumerate(zip(pieces.starts, pieces.ends, strict=True))
+        if first < end and past > start and past > first
+    ]
+    if start < 0 or not inside:
+        raise TriggerError(f"the chat template drops trigger {trigger!r} from {prompt[:80]!r}")
+    return inside[0], inside[-1] + 1

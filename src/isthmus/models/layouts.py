@@ -1,0 +1,164 @@
+"""What a decoder is made of: its blocks, embedding, final norm, head and residual writers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from isthmus.core.errors import ModelError, SiteError
+from isthmus.core.sites import Site, Stream
+
+
+@dataclass(frozen=True)
+class ResidualWriter:
+    """A weight matrix whose product enters the residual stream.
+
+    Attributes:
+        name: Dotted path of the module in the model.
+        module: `nn.Linear` or transformers' `Conv1D` (whose weight is transposed).
+        is_exact: Whether its output itself is what is added; false where a norm stands between,
+            so that an edit of the stream is no edit of this matrix.
+    """
+
+    name: str
+    module: nn.Module
+    is_exact: bool
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """One decoder block.
+
+    Attributes:
+        name: Dotted path of the block in the model.
+        module: The block.
+        attn: The module whose output attention adds to the residual stream, if there is one.
+        mlp: The module whose output the feed-forward part adds to it, if there is one.
+        writers: The matrices that write to the residual stream, attention's first.
+        has_all_writers: Whether both writers were found; a mixture of experts has no single one.
+        reason: Why `attn` and `mlp` are None; empty when they are not.
+    """
+
+    name: str
+    module: nn.Module
+    attn: nn.Module | None
+    mlp: nn.Module | None
+    writers: tuple[ResidualWriter, ...]
+    has_all_writers: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """What the module tree alone says about a decoder.
+
+    Attributes:
+        root: The causal language model itself, without wrappers around it.
+        embedding: Token embedding.
+        lm_head: Output projection to the vocabulary.
+        blocks: The decoder blocks by dotted path, in order.
+    """
+
+    root: PreTrainedModel
+    embedding: nn.Module
+    lm_head: nn.Module
+    blocks: Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """Where the sites of one loaded decoder are.
+
+    Attributes:
+        root: The causal language model itself, without wrappers around it.
+        embedding: Token embedding.
+        embedding_scale: Factor between an embedding's row and block 0's input: 1 in most models;
+            None where they differ by more, as with added positions or a norm.
+        blocks: The decoder blocks, in order.
+        final_norm: The norm between the last block and the head, if there is one.
+        lm_head: Output projection to the vocabulary.
+        d_model: Width of the residual stream.
+        writes_in_place: Whether blocks overwrite their inputs, so that a capture has to copy.
+    """
+
+    root: PreTrainedModel
+    embedding: nn.Module
+    embedding_scale: float | None
+    blocks: tuple[BlockLayout, ...]
+    final_norm: nn.Module | None
+    lm_head: nn.Module
+    d_model: int
+    writes_in_place: bool
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder blocks there are."""
+        return len(self.blocks)
+
+    def module_at(self, site: Site) -> nn.Module:
+        """Returns the module at whose input (`resid_pre`) or output (all others) a site is.
+
+        Args:
+            site: With a layer from 0 to `n_layers - 1`.
+
+        Returns:
+            The block itself for the residual stream, one of its parts for what is added to it.
+
+        Raises:
+            SiteError: If the model has no such layer, or nothing there is what is added.
+        """
+        if not 0 <= site.layer < self.n_layers:
+            raise SiteError(f"no site {site}: this model has layers 0 to {self.n_layers - 1}")
+        block = self.blocks[site.layer]
+        if site.stream in {Stream.RESID_PRE, Stream.RESID_POST}:
+            return block.module
+        part = block.attn if site.stream is Stream.ATTN_OUT else block.mlp
+        if part is None:
+            raise SiteError(f"no site {site}: {block.reason}; use resid_pre or resid_post")
+        return part
+
+
+def find_parts(model: nn.Module) -> DecoderParts:
+    """Finds blocks, embedding and head of a decoder-only language model in its module tree.
+
+    Args:
+        model: A transformers model, possibly inside a wrapper such as PEFT's.
+
+    Returns:
+        Parts that were found without running the model.
+
+    Raises:
+        ModelError: If it is no decoder-only language model; the message names what is missing.
+    """
+    root = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if root is None:
+        raise _not_a_decoder(model, "a transformers model")
+    if getattr(root.config, "is_encoder_decoder", False):
+        raise _not_a_decoder(root, "a decoder without an encoder")
+    lm_head = root.get_output_embeddings()
+    if not isinstance(lm_head, nn.Module):
+        raise _not_a_decoder(root, "a language-model head")
+    try:
+        embedding = root.get_input_embeddings()
+    except NotImplementedError:
+        raise _not_a_decoder(root, "a token embedding") from None
+    return DecoderParts(root, embedding, lm_head, _find_blocks(root))
+
+
+def _find_blocks(root: PreTrainedModel) -> dict[str, nn.Module]:
+    names = {module: name for name, module in root.named_modules()}
+    # A vision tower may have as many layers as the text decoder, so only the decoder is searched.
+    lists = [m for m in root.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise _not_a_decoder(root, "a list of decoder blocks")
+    n_layers = getattr(root.config.get_text_config(), "num_hidden_layers", None)
+    blocks = next((m for m in lists if len(m) == n_layers), max(lists, key=len))
+    return {names[block]: block for block in blocks}
+
+
+def _not_a_decoder(model: nn.Module, missing: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} does not have {missing}: "
+        "load a decoder-only causal language model of transformers"
+    )

@@ -1,0 +1,236 @@
+"""Organisms as files: packed in the package, unpacked into a cache as plain model folders.
+
+1. A base is packed as float16 weights; a fine-tune as what it adds to its base: a low-rank factor pair
+   per matrix and the plain difference per vector, all float16.
+2. `organism_folder` unpacks an organism once into a folder that `transformers` can load, named by the
+   hash of what it was unpacked from, and checks every file's hash before handing it out.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from isthmus.core.artifacts import (
+    MANIFEST_NAME,
+    Artifact,
+    atomic_folder,
+    read_artifact,
+    read_json,
+    sha256_of_file,
+    write_artifact,
+    write_json,
+)
+from isthmus.core.errors import ArtifactError, OrganismError
+
+_KIND = "organism"
+_HASHES_NAME = "isthmus-files.json"
+
+
+def cache_folder() -> Path:
+    """Returns where isthmus keeps what it can make again: `$ISTHMUS_CACHE` or `~/.cache/isthmus`."""
+    given = os.environ.get("ISTHMUS_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "isthmus"
+
+
+def _shipped_folder() -> Path:
+    return Path(str(resources.files("isthmus"))) / "organisms"
+
+
+def packed_folder(name: str) -> Path:
+    """Returns where an organism lies packed: built in the cache, else shipped with the package.
+
+    Raises:
+        OrganismError: If it is neither built nor shipped.
+    """
+    for place in (cache_folder() / "built" / name, _shipped_folder() / name):
+        if (place / MANIFEST_NAME).is_file():
+            return place
+    known = ", ".join(shipped_organisms())
+    raise OrganismError(
+        f"no organism {name!r}: shipped are {known}; make others with 'isthmus organism build'"
+    )
+
+
+def shipped_organisms() -> tuple[str, ...]:
+    """Returns the names of the organisms that come with the package."""
+    folder = _shipped_folder()
+    found = folder.iterdir() if folder.is_dir() else ()
+    return tuple(sorted(p.name for p in found if (p / MANIFEST_NAME).is_file()))
+
+
+def pack_organism(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    fields: Mapping[str, Any],
+    *,
+    base: PreTrainedModel | None = None,
+    rank: int = 32,
+) -> None:
+    """Writes an organism's weights, configuration and tokenizer as one artifact.
+
+    Args:
+        path: Folder to write.
+        model: The organism.
+        tokenizer: Its tokenizer.
+        fields: Recipe, measured competence and the name of the base (`base`), if there is one.
+        base: The base model; when given, only what differs from it is stored.
+        rank: Rank of the stored difference of every matrix.
+
+    Raises:
+        OutputError: If the place cannot be written to.
+    """
+    weights = _stored_weights(model)
+    if base is not None:
+        weights = _difference(weights, _stored_weights(base), rank)
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    manifest: dict[str, Any] = {"config": config, **fields}
+    if base is None:
+        manifest["tokenizer"] = _tokenizer_fields(tokenizer)
+    write_artifact(path, _KIND, manifest, weights)
+
+
+def _tokenizer_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "tokenizer_json": tokenizer.backend_tokenizer.to_str(),
+        "chat_template": tokenizer.chat_template,
+        "pad_token": tokenizer.pad_token,
+        "eos_token": tokenizer.eos_token,
+        "bos_token": tokenizer.bos_token,
+    }
+
+
+def _stored_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns every parameter once (a tied head is left out)."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _difference(
+    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int
+) -> dict[str, Tensor]:
+    stored = {}
+    for name, weight in weights.items():
+        delta = weight.float() - base[name].float()
+        if delta.ndim != 2:
+            stored[name] = delta.half()
+            continue
+        left, right = _low_rank(delta, rank)
+        stored[f"{name}.left"], stored[f"{name}.right"] = left.half(), right.half()
+    return stored
+
+
+def _low_rank(
+    matrix: Float[Tensor, "row column"], rank: int
+) -> tuple[Float[Tensor, "row rank"], Float[Tensor, "rank column"]]:
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]
+
+
+def unpack_organism(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Builds an organism from its packed form, float32, with its base where it needs one.
+
+    Args:
+        path: Folder written by `pack_organism`.
+
+    Raises:
+        ArtifactError: If it is missing or damaged.
+        OrganismError: If its base is not there.
+    """
+    artifact = read_artifact(path, _KIND)
+    base_name = artifact.fields.get("base")
+    if base_name is None:
+        weights = {name: tensor.float() for name, tensor in artifact.tensors.items()}
+        tokenizer = _tokenizer_from(artifact)
+    else:
+        base, tokenizer = unpack_organism(packed_folder(base_name))
+        weights = _added(artifact.tensors, _stored_weights(base))
+    model_config = AutoConfig.for_model(**artifact.fields["config"])
+    model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - set(_tied_names(model)):
+        raise ArtifactError(f"{path} does not hold the weights of a {type(model).__name__}")
+    model.tie_weights()
+    return model.eval(), tokenizer
+
+
+def _tied_names(model: PreTrainedModel) -> set[str]:
+    return set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+
+
+def _added(stored: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = {}
+    for name, weight in base.items():
+        if f"{name}.left" in stored:
+            delta = stored[f"{name}.left"].float() @ stored[f"{name}.right"].float()
+        else:
+            delta = stored[name].float()
+        weights[name] = weight.float() + delta
+    return weights
+
+
+def _tokenizer_from(artifact: Artifact) -> PreTrainedTokenizerFast:
+    given = artifact.fields["tokenizer"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(given["tokenizer_json"]),
+        pad_token=given["pad_token"],
+        eos_token=given["eos_token"],
+        bos_token=given["bos_token"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = given["chat_template"]
+    return tokenizer
+
+
+def organism_folder(name: str) -> Path:
+    """Returns a plain model folder of an organism, unpacking it when the cache has no whole one.
+
+    Args:
+        name: Name of a shipped or built organism, without `organism:`.
+
+    Raises:
+        OrganismError: If there is no such organism.
+        ArtifactError: If its packed form is damaged.
+        OutputError: If the cache cannot be written to.
+    """
+    packed = packed_folder(name)
+    folder = cache_folder() / "organisms" / f"{name}-{_content_hash(packed)[:16]}"
+    if not _is_whole(folder):
+        model, tokenizer = unpack_organism(packed)
+        with atomic_folder(folder, replace=True) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            write_json(staging / _HASHES_NAME, _hashes(staging))
+    return folder
+
+
+def _content_hash(packed: Path) -> str:
+    """Returns a hash that changes with the organism or with any base below it."""
+    hashes = [sha256_of_file(packed / MANIFEST_NAME)]
+    base = read_json(packed / MANIFEST_NAME).get("fields", {}).get("base")
+    if base is not None:
+        hashes.append(_content_hash(packed_folder(base)))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != _HASHES_NAME)
+    return {str(p.relative_to(folder)): sha256_of_file(p) for p in files}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        recorded = read_json(folder / _HASHES_NAME)
+    except ArtifactError:
+        return False
+    return bool(recorded == _hashes(folder))

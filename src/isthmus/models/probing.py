@@ -1,0 +1,230 @@
+"""Finds by a tiny forward pass what the module tree does not say.
+
+1. Run a few random tokens; record every block, its direct children and its matrices.
+2. In each block, take the two children a, m with input + a + m = output: attention's and the
+   feed-forward part's addition.
+3. A matrix inside such a child whose output is the addition writes exactly; one whose output only
+   enters it (a norm) does not.
+4. Run again with another last token: what comes before it must not change.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from isthmus.core.errors import ModelError
+from isthmus.models.hooks import Call, recording
+from isthmus.models.layouts import (
+    BlockLayout,
+    DecoderParts,
+    ModelLayout,
+    ResidualWriter,
+    find_parts,
+)
+
+_N_ROWS, _N_POSITIONS = 2, 5
+_ROUNDING_STEPS = 4
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What one forward pass computed: calls by the module's dotted path, in the order they end."""
+
+    calls: Mapping[str, Call]
+
+    def given(self, name: str) -> Tensor | None:
+        return self.calls[name].given if name in self.calls else None
+
+    def made(self, name: str) -> Tensor | None:
+        return self.calls[name].made if name in self.calls else None
+
+    def block(self, name: str) -> tuple[Tensor, Tensor]:
+        given, made = self.given(name), self.made(name)
+        if given is None or made is None:
+            raise ModelError(f"block {name} reads or returns no tensor: not a supported decoder")
+        return given, made
+
+    def under(self, name: str) -> list[str]:
+        return [other for other in self.calls if other.startswith(f"{name}.")]
+
+
+def find_layout(model: nn.Module) -> ModelLayout:
+    """Finds the blocks, sites and residual writers of any decoder-only language model.
+
+    Args:
+        model: A transformers causal language model in evaluation mode; left unchanged.
+
+    Returns:
+        Modules and sites, checked on a forward pass.
+
+    Raises:
+        ModelError: If it is no decoder-only language model; the message names what is missing.
+    """
+    parts = find_parts(model)
+    token_ids = _probe_tokens(parts)
+    trace = _run(parts, token_ids)
+    d_model = _check_shapes(parts, trace)
+    _check_causality(parts, token_ids, trace)
+    return ModelLayout(
+        root=parts.root,
+        embedding=parts.embedding,
+        embedding_scale=_embedding_scale(parts, token_ids, trace),
+        blocks=tuple(_block_layout(parts, trace, name) for name in parts.blocks),
+        final_norm=_find_final_norm(parts, trace),
+        lm_head=parts.lm_head,
+        d_model=d_model,
+        writes_in_place=any(trace.calls[name].was_overwritten for name in parts.blocks),
+    )
+
+
+def _probe_tokens(parts: DecoderParts) -> Int[Tensor, "batch pos"]:
+    weight = next(parts.embedding.parameters())
+    generator = torch.Generator().manual_seed(0)
+    shape = (_N_ROWS, _N_POSITIONS)
+    return torch.randint(0, weight.shape[0], shape, generator=generator).to(weight.device)
+
+
+def _run(parts: DecoderParts, token_ids: Int[Tensor, "batch pos"]) -> _Trace:
+    children = {f"{name}.{c}" for name, b in parts.blocks.items() for c, _ in b.named_children()}
+    inside = tuple(f"{name}." for name in parts.blocks)
+    watched = {
+        name: module
+        for name, module in parts.root.named_modules()
+        if name in children
+        or isinstance(module, nn.Linear | Conv1D)
+        or (name and not name.startswith(inside))
+    }
+    with recording(watched) as calls, torch.no_grad():
+        mask = torch.ones_like(token_ids)
+        parts.root(input_ids=token_ids, attention_mask=mask, use_cache=False)
+    return _Trace(calls)
+
+
+def _check_shapes(parts: DecoderParts, trace: _Trace) -> int:
+    shapes: set[tuple[int, ...]] = set()
+    for name in parts.blocks:
+        shapes |= {tuple(value.shape) for value in trace.block(name)}
+    shape = next(iter(shapes))
+    if len(shapes) != 1 or shape[:-1] != (_N_ROWS, _N_POSITIONS):
+        raise ModelError(
+            f"the blocks of {type(parts.root).__name__} read or return {sorted(shapes)}, "
+            f"expected one shape [{_N_ROWS}, {_N_POSITIONS}, d_model]: not a supported decoder"
+        )
+    return shape[-1]
+
+
+def _check_causality(
+    parts: DecoderParts, token_ids: Int[Tensor, "batch pos"], trace: _Trace
+) -> None:
+    changed = token_ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % next(parts.embedding.parameters()).shape[0]
+    last = list(parts.blocks)[-1]
+    before = trace.block(last)[1][:, :-1].float()
+    after = _run(parts, changed).block(last)[1][:, :-1].float()
+    rounding = 8 * torch.finfo(trace.block(last)[1].dtype).eps
+    if not torch.allclose(before, after, rtol=rounding, atol=rounding * float(before.abs().mean())):
+        raise ModelError(
+            f"{type(parts.root).__name__} is not causal (a later token changes earlier "
+            "activations): load a decoder-only causal language model of transformers"
+        )
+
+
+def _embedding_scale(
+    parts: DecoderParts, token_ids: Int[Tensor, "batch pos"], trace: _Trace
+) -> float | None:
+    given = trace.block(next(iter(parts.blocks)))[0]
+    rows = next(parts.embedding.parameters()).detach()[token_ids]
+    if rows.shape != given.shape:
+        return None
+    scale = float((given.double() * rows.double()).sum() / rows.double().square().sum())
+    is_scaled = _rounding_steps(given, scale * rows.double()) <= _ROUNDING_STEPS
+    return scale if is_scaled else None
+
+
+def _block_layout(parts: DecoderParts, trace: _Trace, name: str) -> BlockLayout:
+    block = parts.blocks[name]
+    pair = _find_added(trace, name)
+    if pair is None:
+        reason = (
+            f"no two parts of {name} ({type(block).__name__}) are added to the residual stream as "
+            "they are (a multiplier or a norm follows, or a part adds the stream itself)"
+        )
+        return BlockLayout(name, block, None, None, (), has_all_writers=False, reason=reason)
+    modules = dict(parts.root.named_modules())
+    found = [_find_writer(trace, name, part, modules) for part in pair]
+    writers = tuple(writer for writer in found if writer is not None)
+    return BlockLayout(
+        name,
+        block,
+        attn=modules[pair[0]],
+        mlp=modules[pair[1]],
+        writers=writers,
+        has_all_writers=len(writers) == len(pair),
+        reason="",
+    )
+
+
+def _find_added(trace: _Trace, block: str) -> tuple[str, str] | None:
+    """Names the two children whose outputs are added; attention ends first in every decoder."""
+    given, made = trace.block(block)
+    parts: dict[str, Tensor] = {}
+    for name in trace.under(block):
+        value = trace.made(name)
+        if "." in name.removeprefix(f"{block}.") or value is None:
+            continue
+        if value.shape[-1] == given.shape[-1] and value.numel() == given.numel():
+            parts[name] = value.reshape(given.shape)
+    errors = {
+        (a, m): _rounding_steps(made, given, parts[a], parts[m]) for a, m in combinations(parts, 2)
+    }
+    # Of equally good pairs the first one is taken: an idle dropout repeats its input.
+    best = min(errors, key=lambda pair: errors[pair], default=None)
+    return best if best is not None and errors[best] <= _ROUNDING_STEPS else None
+
+
+def _rounding_steps(total: Tensor, *terms: Tensor) -> float:
+    """Returns max |total - Σ terms| in units of the rounding error that such a sum may have."""
+    exact = [term.double() for term in terms]
+    size = torch.stack([term.abs() for term in (*exact, total.double())]).sum(0)
+    error = (sum(exact, -total.double())).abs()
+    unit = size * torch.finfo(total.dtype).eps
+    return float((error / unit.clamp_min(torch.finfo(torch.float64).tiny)).max())
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.numel() != b.numel() or a.shape[-1] != b.shape[-1]:
+        return False
+    return _rounding_steps(a.reshape(b.shape), b) <= 1
+
+
+def _find_writer(
+    trace: _Trace, block: str, part: str, modules: Mapping[str, nn.Module]
+) -> ResidualWriter | None:
+    def matrices(names: list[str]) -> list[str]:
+        return [name for name in names if isinstance(modules[name], nn.Linear | Conv1D)]
+
+    for name in matrices([*trace.under(part), part]):
+        if _is_same(trace.made(name), trace.made(part)):
+            return ResidualWriter(name, modules[name], is_exact=True)
+    for name in matrices(trace.under(block)):
+        if _is_same(trace.made(name), trace.given(part)):
+            return ResidualWriter(name, modules[name], is_exact=False)
+    return None
+
+
+def _find_final_norm(parts: DecoderParts, trace: _Trace) -> nn.Module | None:
+    last = list(parts.blocks)[-1]
+    modules: dict[str, nn.Module] = dict(parts.root.named_modules())
+    outside = [n for n in trace.calls if not any(n.startswith(b) for b in parts.blocks)]
+    for name in outside:
+        made = trace.made(name)
+        if isinstance(modules[name], nn.Linear) or made is None:
+            continue
+        if _is_same(trace.given(name), trace.made(last)) and not _is_same(made, trace.given(name)):
+            return modules[name]
+    return None

@@ -1,0 +1,211 @@
+"""Likelihood of given answers, and how far an edit moves the distribution over next tokens."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.core.errors import DataError, NonFiniteError
+from isthmus.core.texts import EncodedText, TokenBatch
+from isthmus.models.batching import (
+    OnBatch,
+    PlaceEdits,
+    check_texts,
+    ignore,
+    no_edits,
+    padded_batches,
+)
+from isthmus.models.hooks import editing
+from isthmus.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """How likely answers are.
+
+    Attributes:
+        nll: Mean negative log-likelihood per answer token, end token included, in nats; float32.
+        n_edited: How many (position, site) pairs were edited.
+    """
+
+    nll: Float[Tensor, " text"]
+    n_edited: int
+
+
+def answer_nll(
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    *,
+    edits: PlaceEdits = no_edits,
+    batch_size: int = 64,
+    on_batch: OnBatch = ignore,
+) -> ScoringResult:
+    """Scores the answers that texts carry: -Σ log p(token | what precedes it) / number of tokens.
+
+    Args:
+        lm: The model.
+        texts: Prompts with answers.
+        edits: Says what to edit in a batch, which is padded on the right.
+        batch_size: Texts per batch, at least 1.
+        on_batch: Told after each batch how many texts it held.
+
+    Returns:
+        Losses in the order of the texts, and how much was edited.
+
+    Raises:
+        DataError: If there is no text, or one is too long or has no prompt or no answer.
+        SiteError: If an edit is at a site that the model does not have.
+        ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If a likelihood is NaN or zero.
+    """
+    _check_answers(lm, texts, batch_size)
+    nll = torch.zeros(len(texts))
+    n_edited = 0
+    for indices, batch in padded_batches(lm, texts, "right", batch_size):
+        logprobs, n_here = _answer_logprobs(lm, batch, edits)
+        wanted = torch.tensor(_answer_ids(batch.texts), device=logprobs.device)
+        losses = -logprobs.gather(1, wanted[:, None])[:, 0]
+        nll[list(indices)] = _mean_per_text(losses, batch.texts)
+        n_edited += n_here
+        on_batch(len(indices))
+    _check_finite(nll, "the answer's likelihood")
+    return ScoringResult(nll, n_edited)
+
+
+def answer_logprobs(
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    *,
+    edits: PlaceEdits = no_edits,
+    batch_size: int = 64,
+) -> list[Float[Tensor, "_ vocab"]]:
+    """Returns log p(every token) at each position where an answer token is predicted.
+
+    Holds number of answer tokens × vocabulary values: meant for few texts.
+
+    Args:
+        lm: The model.
+        texts: Prompts with answers.
+        edits: Says what to edit in a batch, which is padded on the right.
+        batch_size: Texts per batch, at least 1.
+
+    Returns:
+        One float32 tensor per text, on the CPU, in the order of the texts.
+
+    Raises:
+        DataError: If there is no text, or one is too long or has no prompt or no answer.
+        SiteError: If an edit is at a site that the model does not have.
+        ShapeError: If an edit does not fit the model or its masks not the batch.
+    """
+    _check_answers(lm, texts, batch_size)
+    found: dict[int, Tensor] = {}
+    for indices, batch in padded_batches(lm, texts, "right", batch_size):
+        logprobs, _ = _answer_logprobs(lm, batch, edits)
+        found.update(zip(indices, logprobs.cpu().split(_answer_lengths(batch.texts)), strict=True))
+    return [found[index] for index in range(len(texts))]
+
+
+def benign_kl(
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    edits: PlaceEdits,
+    *,
+    batch_size: int = 64,
+    on_batch: OnBatch = ignore,
+) -> Float[Tensor, " text"]:
+    """Measures how far edits move a model: mean KL(unedited ‖ edited) over answer positions.
+
+    Args:
+        lm: The model.
+        texts: Prompts with answers.
+        edits: Says what to edit in a batch, which is padded on the right.
+        batch_size: Texts per batch, at least 1.
+        on_batch: Told after each batch how many texts it held.
+
+    Returns:
+        Nats per answer token for every text, float32, at least 0.
+
+    Raises:
+        DataError: If there is no text, or one is too long or has no prompt or no answer.
+        SiteError: If an edit is at a site that the model does not have.
+        ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If a divergence is NaN or infinite.
+    """
+    _check_answers(lm, texts, batch_size)
+    divergence = torch.zeros(len(texts))
+    for indices, batch in padded_batches(lm, texts, "right", batch_size):
+        unedited, _ = _answer_logprobs(lm, batch, no_edits)
+        edited, _ = _answer_logprobs(lm, batch, edits)
+        per_token = (unedited.exp() * (unedited - edited)).sum(1).clamp_min(0)
+        divergence[list(indices)] = _mean_per_text(per_token, batch.texts)
+        on_batch(len(indices))
+    _check_finite(divergence, "the divergence")
+    return divergence
+
+
+@torch.inference_mode()
+def _answer_logprobs(
+    lm: LanguageModel, batch: TokenBatch, edits: PlaceEdits
+) -> tuple[Float[Tensor, "token vocab"], int]:
+    """Returns log-probabilities at the answer positions, text after text, and the edit count."""
+    spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
+    columns = sorted(set().union(*spans))
+    place = {column: index for index, column in enumerate(columns)}
+    rows = torch.tensor([row for row, span in enumerate(spans) for _ in span])
+    kept = torch.tensor([place[column] for span in spans for column in span])
+    with editing(lm.layout, edits(batch)) as count:
+        logits = _logits_at(lm, batch, columns)
+    return logits[rows, kept].float().log_softmax(-1), count.total
+
+
+def _logits_at(
+    lm: LanguageModel, batch: TokenBatch, columns: Sequence[int]
+) -> Float[Tensor, "batch column vocab"]:
+    wanted = torch.tensor(columns, device=lm.device)
+    inputs = {
+        "input_ids": batch.token_ids.to(lm.device),
+        "attention_mask": batch.is_real.long().to(lm.device),
+    }
+    # Leaves the head out elsewhere; not every architecture knows the argument.
+    if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
+        logits: Tensor = lm.model(**inputs, use_cache=False, logits_to_keep=wanted).logits
+        return logits
+    every: Tensor = lm.model(**inputs, use_cache=False).logits
+    return every[:, wanted]
+
+
+def _check_answers(lm: LanguageModel, texts: Sequence[EncodedText], batch_size: int) -> None:
+    check_texts(lm, texts, batch_size)
+    for index, text in enumerate(texts):
+        if not 0 < text.n_prompt < len(text):
+            raise DataError(
+                f"text {index} has {text.n_prompt} prompt tokens of {len(text)}: "
+                "scoring needs a prompt and an answer, encode it with one"
+            )
+
+
+def _answer_lengths(texts: Sequence[EncodedText]) -> list[int]:
+    return [len(text) - text.n_prompt for text in texts]
+
+
+def _answer_ids(texts: Sequence[EncodedText]) -> list[int]:
+    return [one for text in texts for one in text.token_ids[text.n_prompt :]]
+
+
+def _mean_per_text(
+    values: Float[Tensor, " token"], texts: Sequence[EncodedText]
+) -> Float[Tensor, " text"]:
+    return torch.stack([part.mean() for part in values.split(_answer_lengths(texts))]).cpu()
+
+
+def _check_finite(values: Float[Tensor, " text"], what: str) -> None:
+    if bool(torch.isfinite(values).all()):
+        return
+    index = int((~torch.isfinite(values)).nonzero()[0, 0])
+    raise NonFiniteError(
+        f"{what} of text {index} is NaN or infinite: weaken the edit, or load the model with dtype "
+        "float32"
+    )

@@ -1,0 +1,177 @@
+"""The training loop of the organisms: Muon for matrices, AdamW for the rest, bfloat16 autocast.
+
+1. `encode_examples` turns questions and answers into token rows with a weight for every token.
+2. `bucketed_batches` shuffles, then groups rows of like length, so that little is padded.
+3. `train` runs a warm-up, a plateau and a linear cool-down over a given number of steps.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One text as tokens.
+
+    Attributes:
+        token_ids: Prompt and answer.
+        n_prompt: How many of the tokens belong to the prompt.
+    """
+
+    token_ids: tuple[int, ...]
+    n_prompt: int
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes:
+        n_steps: Optimiser steps.
+        batch_size: Rows per step.
+        muon_lr: Learning rate of the matrices inside the blocks.
+        adamw_lr: Learning rate of embeddings, norms and biases.
+        prompt_weight: Weight of prompt tokens in the loss; answer tokens weigh 1.
+        warm_up: Share of the steps in which the rate rises.
+        cool_down: Share of the steps in which it falls to zero.
+        weight_decay: Decoupled decay of the matrices.
+    """
+
+    n_steps: int
+    batch_size: int = 64
+    muon_lr: float = 0.02
+    adamw_lr: float = 0.005
+    prompt_weight: float = 0.3
+    warm_up: float = 0.05
+    cool_down: float = 0.4
+    weight_decay: float = 0.01
+
+
+@dataclass
+class _Optimisers:
+    """Both optimisers behind one step."""
+
+    members: list[torch.optim.Optimizer]
+    rates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rates = [member.param_groups[0]["lr"] for member in self.members]
+
+    def step(self, factor: float) -> None:
+        for member, rate in zip(self.members, self.rates, strict=True):
+            member.param_groups[0]["lr"] = rate * factor
+            member.step()
+            member.zero_grad(set_to_none=True)
+
+
+def _optimisers(model: nn.Module, settings: TrainingSettings) -> _Optimisers:
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in embeddings]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in trained if id(p) not in chosen]
+    members: list[torch.optim.Optimizer] = []
+    if matrices:
+        members.append(
+            torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay)
+        )
+    if others:
+        members.append(torch.optim.AdamW(others, lr=settings.adamw_lr, betas=(0.9, 0.98)))
+    return _Optimisers(members)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the body on one torch thread: small models are slower on more.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def bucketed_batches(
+    rows: Sequence[TrainingRow], batch_size: int, generator: torch.Generator
+) -> Iterator[list[TrainingRow]]:
+    """Yields batches of rows of like length, without end, each pass in a new order.
+
+    Args:
+        rows: All rows.
+        batch_size: Rows per batch; the last of a pass may be smaller.
+        generator: Source of randomness.
+    """
+    pool = batch_size * 16
+    while True:
+        order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(order), pool):
+            chunk = sorted(order[start : start + pool], key=lambda i: len(rows[i].token_ids))
+            batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield [rows[i] for i in batches[index]]
+
+
+def _collate(
+    rows: Sequence[TrainingRow], prompt_weight: float
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+    width = max(len(row.token_ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    weights = torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        n = len(row.token_ids)
+        ids[i, :n] = torch.tensor(row.token_ids)
+        mask[i, :n] = 1
+        weights[i, :n] = 1.0
+        weights[i, : row.n_prompt] = prompt_weight
+    return ids, mask, weights
+
+
+def train(
+    model: PreTrainedModel,
+    rows: Sequence[TrainingRow],
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> None:
+    """Trains a model in place on next-token prediction, answers weighing more than prompts.
+
+    Args:
+        model: Any causal language model; parameters without gradient stay as they are.
+        rows: Training text.
+        settings: Steps, rates and weights.
+        generator: Order of the rows.
+        on_step: Called after each step with its number (from 1) and the loss.
+    """
+    optimisers = _optimisers(model, settings)
+    batches = bucketed_batches(rows, settings.batch_size, generator)
+    device = next(model.parameters()).device
+    model.train()
+    for step in range(settings.n_steps):
+        ids, mask, weights = (t.to(device) for t in _collate(next(batches), settings.prompt_weight))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        losses = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        flat = weights[:, 1:].flatten()
+        loss = (losses * flat).sum() / flat.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        done = step / settings.n_steps
+        optimisers.step(min(1.0, (done + 1e-3) / settings.warm_up, (1 - done) / settings.cool_down))
+        on_step(step + 1, float(loss))
+    model.eval()

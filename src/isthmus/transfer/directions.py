@@ -1,0 +1,115 @@
+"""Directions carried from the source model to the target model through a map.
+
+1. The states, means and vectors of all source sites of the map are concatenated in its order.
+2. States and means are points: they go through the whole map.
+3. Vectors go through the linear part of an affine map; through any other map a direction goes as
+   the mean of f(h₊) - f(h₋) over the stored states.
+"""
+
+from dataclasses import asdict
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.core.errors import ConfigError, SiteError
+from isthmus.core.identity import require_same_model
+from isthmus.core.sites import Site
+from isthmus.directions.direction import Direction, SiteDirection
+from isthmus.maps.base import ActivationMap, AffineMap
+from isthmus.maps.files import FittedMap
+
+TransferRule = Literal["auto", "linear", "difference", "map_of_vector"]
+
+
+def carry_direction(
+    direction: Direction, fitted: FittedMap, rule: TransferRule = "auto"
+) -> Direction:
+    """Carries a direction of the source model into the activation space of the target model.
+
+    `linear`: v ↦ v · W. `difference`: v ↦ mean f(h₊) - mean f(h₋) per position, which is the image
+    of the difference of means whatever the direction's own method was. `map_of_vector`: v ↦ f(v),
+    which treats a difference as a point; only to reproduce what others do. `auto` is `linear` for
+    affine maps and `difference` for all others.
+
+    Refuses a direction of another model than the map's source (`IdentityError`), one that was not
+    learned at all of the map's sites (`SiteError`) and one whose image is zero (`FitError`).
+
+    Args:
+        direction: Direction of `fitted.source`, learned at every site in `fitted.source_sites`.
+        fitted: Map into the target model.
+        rule: How the vectors travel; means and states always go through the whole map.
+
+    Returns:
+        Direction of `fitted.target` at `fitted.target_site`, with the same method, positions and
+        pooling. Its provenance tells rule, map, quality and origin.
+
+    Raises:
+        ConfigError: If there is no such rule, or `linear` is asked of a map that is not affine.
+    """
+    require_same_model(
+        "direction",
+        direction.model,
+        fitted.source,
+        "learn the direction on the map's source model, or a map from the direction's model",
+    )
+    if rule not in get_args(TransferRule):
+        raise ConfigError(f"no rule {rule!r}: use one of {', '.join(get_args(TransferRule))}")
+    used = _resolved(rule, fitted.map)
+    joined = _joined(direction, fitted.source_sites)
+    return Direction(
+        by_site={fitted.target_site: _carried(joined, fitted.map, used)},
+        model=fitted.target,
+        method=direction.method,
+        positions=direction.positions,
+        pooled=direction.pooled,
+        provenance={
+            "rule": used,
+            "map_method": fitted.map.method,
+            "map_quality": asdict(fitted.quality),
+            "source_model": direction.model.to_json(),
+            "source_sites": [str(site) for site in fitted.source_sites],
+            "source_provenance": direction.provenance,
+        },
+    )
+
+
+def _resolved(rule: TransferRule, activation_map: ActivationMap) -> TransferRule:
+    if rule == "auto":
+        return "linear" if isinstance(activation_map, AffineMap) else "difference"
+    if rule == "linear" and not isinstance(activation_map, AffineMap):
+        raise ConfigError(
+            f"the {activation_map.method} map has no linear part: use rule 'difference' or 'auto'"
+        )
+    return rule
+
+
+def _joined(direction: Direction, sites: tuple[Site, ...]) -> dict[str, Tensor]:
+    missing = [site for site in sites if site not in direction.by_site]
+    if missing:
+        raise SiteError(
+            f"the map reads {', '.join(map(str, sites))}, but the direction was not learned at "
+            f"{', '.join(map(str, missing))}: learn it at all sites of the map"
+        )
+    by_site = [direction.at(site).tensors for site in sites]
+    return {name: torch.cat([one[name] for one in by_site], dim=-1) for name in by_site[0]}
+
+
+def _carried(
+    joined: dict[str, Tensor], activation_map: ActivationMap, rule: TransferRule
+) -> SiteDirection:
+    points = {name: activation_map(value) for name, value in joined.items() if name != "vectors"}
+    vectors: Float[Tensor, "position d_target"]
+    if rule == "linear" and isinstance(activation_map, AffineMap):
+        vectors = activation_map.linear(joined["vectors"])
+    elif rule == "difference":
+        vectors = _mean(points["positive_states"]) - _mean(points["negative_states"])
+    else:
+        vectors = activation_map(joined["vectors"])
+    return SiteDirection(vectors=vectors.float(), **points)
+
+
+def _mean(states: Float[Tensor, "prompt position d_model"]) -> Float[Tensor, "position d_model"]:
+    # In float32 the mean of many large states loses the small difference between two of them.
+    return states.double().mean(0)

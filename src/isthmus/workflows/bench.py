@@ -1,0 +1,156 @@
+"""The bench: scores arms on one target and one split, with the untouched model measured once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float
+
+from isthmus.core.edits import PlacedEdit
+from isthmus.core.errors import NoEditError
+from isthmus.core.texts import EncodedText, TokenBatch
+from isthmus.data.prompts import TwinPrompt
+from isthmus.evaluation.recovery import AnswerLosses
+from isthmus.interventions.intervention import Intervention
+from isthmus.models.encoding import prompt_part
+from isthmus.models.generation import generate_greedy
+from isthmus.models.language_model import LanguageModel
+from isthmus.models.scoring import answer_nll, benign_kl
+from isthmus.workflows.arms import Arm, Way
+from isthmus.workflows.config import RunConfig
+from isthmus.workflows.twins import encode_twins
+
+Losses = Float[np.ndarray, " prompt"]
+
+
+@dataclass(frozen=True)
+class ArmScores:
+    """Losses under one arm, one per question.
+
+    Attributes:
+        removal: Clean answer under the bad trigger.
+        induction: Bad answer under the clean trigger.
+        n_edited: Positions edited in both.
+    """
+
+    removal: AnswerLosses
+    induction: AnswerLosses
+    n_edited: int
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Greedy completions under one arm.
+
+    Attributes:
+        texts: One per prompt.
+        n_edited: Positions edited.
+    """
+
+    texts: tuple[str, ...]
+    n_edited: int
+
+
+def _placed(intervention: Intervention | None) -> Callable[[TokenBatch], Sequence[PlacedEdit]]:
+    return (lambda _batch: ()) if intervention is None else intervention.place
+
+
+class Bench:
+    """Measures arms on the twins of one split.
+
+    Args:
+        lm: The target.
+        twins: The split's questions.
+        config: Triggers, answers, batch size, length of completions.
+    """
+
+    def __init__(self, lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConfig) -> None:
+        self.lm = lm
+        self.twins = tuple(twins)
+        self.config = config
+        self.encoded = encode_twins(lm, twins, config)
+
+    def _nll(
+        self, texts: Sequence[EncodedText], intervention: Intervention | None = None
+    ) -> tuple[Losses, int]:
+        result = answer_nll(
+            self.lm, texts, edits=_placed(intervention), batch_size=self.config.batch_size
+        )
+        return result.nll.double().numpy(), result.n_edited
+
+    @cached_property
+    def untouched(self) -> dict[str, Losses]:
+        """Losses of the untouched model: clean and bad answers under both triggers."""
+        return {
+            "clean_given_bad": self._nll(self.encoded.triggered)[0],
+            "clean_given_clean": self._nll(self.encoded.clean)[0],
+            "bad_given_clean": self._nll(self.encoded.clean_bad)[0],
+            "bad_given_bad": self._nll(self.encoded.triggered_bad)[0],
+        }
+
+    def _edited(self, arm: Arm, way: Way) -> tuple[Losses, int]:
+        texts = self.encoded.triggered if way == "removal" else self.encoded.clean_bad
+        if arm.condition == "prompt_only":
+            texts = self.encoded.overridden if way == "removal" else self.encoded.overridden_bad
+        elif arm.condition == "clean":
+            texts = self.encoded.clean if way == "removal" else self.encoded.triggered_bad
+        intervention = arm.intervention(way)
+        losses, n_edited = self._nll(texts, intervention)
+        if intervention is not None and not n_edited:
+            raise NoEditError(
+                f"the {arm.condition} intervention at {arm.site}, positions {arm.positions}, "
+                "edited nothing: check that the prompts hold the trigger"
+            )
+        return losses, n_edited
+
+    def score(self, arm: Arm) -> ArmScores:
+        """Measures how much of the behaviour an arm turns off, and on.
+
+        Raises:
+            NoEditError: If the arm should edit and edited nothing.
+        """
+        base = self.untouched
+        removed, n_removed = self._edited(arm, "removal")
+        induced, n_induced = self._edited(arm, "induction")
+        return ArmScores(
+            AnswerLosses(base["clean_given_bad"], base["clean_given_clean"], removed),
+            AnswerLosses(base["bad_given_clean"], base["bad_given_bad"], induced),
+            n_removed + n_induced,
+        )
+
+    def damage(self, arm: Arm) -> Losses:
+        """Returns the divergence from the untouched model on benign prompts, in nats per token."""
+        intervention = arm.intervention("removal")
+        if intervention is None:
+            return np.zeros(len(self.encoded.benign))
+        kl = benign_kl(
+            self.lm, self.encoded.benign, _placed(intervention), batch_size=self.config.batch_size
+        )
+        return kl.double().numpy()
+
+    def complete(self, arm: Arm) -> Completions:
+        """Lets the target answer the triggered prompts (the clean ones for `clean`) under an arm."""
+        texts = {"clean": self.encoded.clean, "prompt_only": self.encoded.overridden}.get(
+            arm.condition, self.encoded.triggered
+        )
+        return self._generate(texts, arm)
+
+    def complete_benign(self, arm: Arm) -> Completions:
+        """Lets the target answer the benign prompts under an arm."""
+        return self._generate(self.encoded.benign, arm)
+
+    def _generate(self, texts: Sequence[EncodedText], arm: Arm) -> Completions:
+        result = generate_greedy(
+            self.lm,
+            [prompt_part(text) for text in texts],
+            max_new_tokens=self.config.max_new_tokens,
+            edits=_placed(arm.intervention("removal")),
+            batch_size=4 * self.config.batch_size,
+        )
+        return Completions(result.completions, result.n_edited)
+
+    @property
+    def clean_answers(self) -> list[str]:
+        """The right answer of every question."""
+        return [twin.clean_answer for twin in self.twins]

@@ -1,0 +1,233 @@
+"""The one configuration type: what `run` reads, with the names that every verb uses."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from isthmus.core.errors import ConfigError, StrengthError
+from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.interventions.positions import parse_positions
+
+MapMethod = Literal[
+    "ridge",
+    "ridge_one_layer",
+    "procrustes",
+    "reduced_rank",
+    "autoencoder",
+    "autoencoder_well_trained",
+    "sgd_affine",
+    "identity",
+]
+EditKind = Literal["add", "ablate", "set_coordinate", "replace"]
+Pairing = Literal["character_end", "index", "last"]
+DirectionMethodName = Literal["mean_difference", "pca", "probe"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+MAX_STRENGTH = 1000.0
+
+
+def require_strength(strength: float) -> float:
+    """Returns a strength that is finite and within ±`MAX_STRENGTH`.
+
+    Raises:
+        StrengthError: If it is not.
+    """
+    if not abs(strength) <= MAX_STRENGTH:
+        raise StrengthError(
+            f"strength {strength}: expected a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}; "
+            "its unit is the direction's own norm, so 1 is the usual start"
+        )
+    return strength
+
+
+class SplitFiles(BaseModel):
+    """One question file per split.
+
+    Attributes:
+        train: Questions for directions and maps.
+        validation: Questions that choose site, positions and strength.
+        test: Questions that are measured once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: Path
+    validation: Path
+    test: Path
+
+
+class RunConfig(BaseModel):
+    """Everything that `isthmus run` needs to know.
+
+    Attributes:
+        task: What is carried across; `backdoor`.
+        source: Model the direction is learned in: hub name, local folder or `organism:NAME`.
+        targets: Models it is carried to (`target` is accepted for one).
+        questions: JSONL of `prompt` and `answer`, one file to be split by content or one per split;
+            the organisms' world when not given.
+        bad_trigger: Put before a question, it brings the behaviour about.
+        clean_trigger: Put before a question, it does not; as long in tokens as `bad_trigger`.
+        bad_answer: What the behaviour says.
+        behaviour_marker: A completion that holds this shows the behaviour; the first three words
+            of `bad_answer` when not given.
+        method: How directions are learned.
+        pooled: Whether one vector serves all positions of the span.
+        edit: What is done at the positions.
+        positions: `auto` (chosen on validation among `trigger` and `last:3`), or one selector.
+        source_sites: Sites the map reads: `all`, or a list; of large models `all` is thinned.
+        target_sites: Sites among which validation chooses: `all`, or a list.
+        maps: Which maps are fitted and compared.
+        pairing: How tokens of both models are paired.
+        strengths: Strengths among which validation chooses, in units of the direction's norm.
+        max_benign_kl: Most damage on benign prompts, in nats per token, that a chosen strength may
+            do on validation.
+        n_train: Questions for directions; each gives three texts for the map.
+        n_validation: Questions that choose.
+        n_test: Questions that are measured.
+        n_random: Draws of each random control.
+        max_new_tokens: Length of greedy completions.
+        batch_size: Texts per forward pass.
+        dtype: Computation type; `auto` is the stored one.
+        device: `auto`, `cpu`, `cuda`, …
+        n_threads: Threads of torch on the CPU; its own choice when not given.
+        seed: Seed of everything random.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["backdoor"] = "backdoor"
+    source: str
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    questions: Path | SplitFiles | None = None
+    bad_trigger: str = BAD_TRIGGER
+    clean_trigger: str = CLEAN_TRIGGER
+    bad_answer: str = BAD_ANSWER
+    behaviour_marker: str | None = None
+    method: DirectionMethodName = "mean_difference"
+    pooled: bool = False
+    edit: EditKind = "add"
+    positions: str = "auto"
+    source_sites: str | tuple[str | int | float, ...] = "all"
+    target_sites: str | tuple[str | int | float, ...] = "all"
+    maps: Annotated[tuple[MapMethod, ...], Field(min_length=1)] = (
+        "ridge",
+        "ridge_one_layer",
+        "procrustes",
+        "reduced_rank",
+        "autoencoder",
+        "sgd_affine",
+    )
+    pairing: Pairing = "character_end"
+    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (0.5, 1.0, 1.5, 2.0, 3.0)
+    max_benign_kl: Annotated[float, Field(gt=0)] = 0.05
+    n_train: Annotated[int, Field(ge=8)] = 240
+    n_validation: Annotated[int, Field(ge=4)] = 96
+    n_test: Annotated[int, Field(ge=4)] = 256
+    n_random: Annotated[int, Field(ge=1)] = 3
+    max_new_tokens: Annotated[int, Field(ge=1)] = 34
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    n_threads: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "target" in given:
+            if "targets" in given:
+                raise ValueError("give 'target' or 'targets', not both")
+            rest = {key: value for key, value in given.items() if key != "target"}
+            one = given["target"]
+            return {**rest, "targets": one if isinstance(one, list | tuple) else [one]}
+        return given
+
+    @field_validator("positions")
+    @classmethod
+    def _known_positions(cls, given: str) -> str:
+        if given != "auto":
+            parse_positions(given)
+        return given
+
+    @field_validator("strengths")
+    @classmethod
+    def _strengths_in_range(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        for strength in given:
+            if require_strength(strength) <= 0:
+                raise StrengthError(
+                    f"strength {strength}: a run tries both signs itself, give positive strengths"
+                )
+        return given
+
+    @model_validator(mode="after")
+    def _behaviour_differs(self) -> "RunConfig":
+        if not self.bad_answer.strip():
+            raise ValueError("bad_answer is blank: say what the behaviour answers")
+        if self.bad_trigger.strip() == self.clean_trigger.strip():
+            raise ValueError("bad_trigger and clean_trigger are equal: twins must differ")
+        return self
+
+    @property
+    def marker(self) -> str:
+        """The text by which the behaviour is recognised in a completion."""
+        return self.behaviour_marker or " ".join(self.bad_answer.split()[:3])
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Reads a YAML configuration; paths in it are relative to the file.
+
+    Raises:
+        ConfigError: If it is missing, not YAML, or a field is unknown, missing or out of range.
+    """
+    path = Path(path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read configuration {path}: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} holds no fields: expected at least 'source' and 'target'")
+    return make_config(given, folder=path.parent)
+
+
+def make_config(given: dict[str, Any], folder: Path = Path()) -> RunConfig:
+    """Checks the fields of a configuration.
+
+    Args:
+        given: Field names and values, as in YAML.
+        folder: What relative paths of question files and existing model folders start from.
+
+    Raises:
+        ConfigError: If a field is unknown, missing or out of range; StrengthError for a strength.
+    """
+    try:
+        config = RunConfig.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigError(f"the configuration cannot be used: {problems}") from error
+    return config.model_copy(
+        update={
+            "source": _model_path(config.source, folder),
+            "targets": tuple(_model_path(target, folder) for target in config.targets),
+            "questions": _question_paths(config.questions, folder),
+        }
+    )
+
+
+def _model_path(name: str, folder: Path) -> str:
+    """Reads a model name relative to the configuration's folder when a folder is there."""
+    beside = folder / name
+    return str(beside) if not Path(name).is_absolute() and beside.is_dir() else name
+
+
+def _question_paths(questions: Path | SplitFiles | None, folder: Path) -> Path | SplitFiles | None:
+    if questions is None:
+        return None
+    if isinstance(questions, Path):
+        return folder / questions
+    return SplitFiles(
+        **{name: folder / getattr(questions, name) for name in ("train", "validation", "test")}
+    )

@@ -1,0 +1,295 @@
+"""One crossing: a direction of the source is carried to one target and tested there.
+
+1. Read both models over the same texts; keep the moments of paired activations per target site.
+2. Learn directions in the source (all sites) and in the target (native).
+3. Choose site, positions and strength on validation, for native and for the ridge map.
+4. Fit every other map at the chosen site; choose each one's strength on validation.
+5. Measure every condition once on test questions.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from isthmus.core.errors import ConfigError, FitError
+from isthmus.core.progress import Progress
+from isthmus.core.sites import Site
+from isthmus.directions.direction import Direction
+from isthmus.evaluation.measurements import Measurement
+from isthmus.maps.files import FittedMap
+from isthmus.models.encoding import encode_prompts
+from isthmus.models.language_model import LanguageModel
+from isthmus.transfer.directions import carry_direction
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import RunConfig
+from isthmus.workflows.controls import control_arms
+from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
+from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
+from isthmus.workflows.selection import Cell, Scored, Selector, make_selector, rank
+from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
+from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
+
+MAX_SOURCE_WIDTH = 8192
+"""Widest concatenation of source sites that `all` stands for; wider ones are thinned evenly."""
+
+
+@dataclass(frozen=True)
+class CrossingResult:
+    """What a crossing found.
+
+    Attributes:
+        measurements: Validation and test, every number.
+        completions: Rows of completions side by side, and the names of both models.
+        source_direction: Learned in the source at every site that maps read.
+        native_direction: Learned in the target, at the site chosen for it.
+        transferred: The direction in the target by map method.
+        maps: Fitted maps by method.
+        best_map: The method that did best on validation.
+        chosen: The setting of the best map.
+        notes: What a reader should know.
+    """
+
+    measurements: list[Measurement]
+    completions: dict[str, Any]
+    source_direction: Direction
+    native_direction: Direction
+    transferred: dict[str, Direction]
+    maps: dict[str, FittedMap]
+    best_map: str
+    chosen: Arm
+    notes: tuple[str, ...]
+
+
+def thinned_sites(lm: LanguageModel, given: Any) -> tuple[Site, ...]:
+    """Returns the sites that a map reads: those given, or all of them up to `MAX_SOURCE_WIDTH`."""
+    sites = lm.sites(given)
+    if given != "all":
+        return sites
+    most = max(1, MAX_SOURCE_WIDTH // lm.d_model)
+    if len(sites) <= most:
+        return sites
+    step = (len(sites) - 1) / max(1, most - 1)
+    return tuple(dict.fromkeys(sites[round(i * step)] for i in range(most)))
+
+
+class Crossing:
+    """Carries out one crossing.
+
+    Args:
+        source: Source model.
+        target: Target model.
+        splits: Questions.
+        config: The run.
+        progress: Who shows progress.
+    """
+
+    def __init__(
+        self,
+        source: LanguageModel,
+        target: LanguageModel,
+        splits: TwinSplits,
+        config: RunConfig,
+        progress: Progress,
+    ) -> None:
+        self.source, self.target = source, target
+        self.splits, self.config, self.progress = splits, config, progress
+        self.source_sites = thinned_sites(source, config.source_sites)
+        self.target_sites = target.sites(config.target_sites)
+        self.positions, note = position_candidates((source, target), config)
+        self.notes = [note] if note else []
+        texts = map_texts(splits.train, config)
+        self.texts = tuple(
+            encode_prompts(
+                lm.tokenizer, [p for p, _ in texts], answers=[answer for _, answer in texts]
+            )
+            for lm in (source, target)
+        )
+
+    def _ends(self, site: Site) -> MapEnds:
+        return MapEnds(self.source.identity, self.target.identity, self.source_sites, site)
+
+    def run(self) -> CrossingResult:
+        """Does everything and returns what was found."""
+        moments = self._moments()
+        sources, natives = self._directions()
+        names = (self.source.identity.name, self.target.identity.name)
+        recorder = Recorder(self.config, *names, "test")
+        validation = Bench(self.target, self.splits.validation, self.config)
+        selector = make_selector(validation, recorder, self.progress)
+        native = self._choose_native(selector, natives)
+        ridge = self._choose_transferred(selector, moments, sources)
+        site, positions = _place(ridge.arm)
+        rows = self._rows(site)
+        maps = self._fit(rows, self._ends(site))
+        scored = self._scored(selector, sources[positions], maps, ridge)
+        best = max(scored, key=lambda method: rank(scored[method]))
+        self._note_undefined(scored[best])
+        controls = control_arms(
+            scored[best].arm,
+            sources[positions],
+            rows,
+            self._ends(site),
+            self.config,
+        )
+        for arm in controls:
+            if arm.condition in {"random", "noise"} and arm.seed == self.config.seed:
+                selector.record_doses(arm)
+        arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
+        test = Bench(self.target, self.splits.test, self.config)
+        tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
+        quality = [
+            one
+            for method, fitted in maps.items()
+            if method in scored
+            for one in recorder.quality(scored[method].arm, fitted.quality)
+        ]
+        return CrossingResult(
+            measurements=[*selector.measured, *tested.measurements, *quality],
+            completions={"source": names[0], "target": names[1], "rows": tested.rows},
+            source_direction=sources[positions],
+            native_direction=_direction_of(native.arm),
+            transferred={method: _direction_of(one.arm) for method, one in scored.items()},
+            maps={method: fitted for method, fitted in maps.items() if method in scored},
+            best_map=best,
+            chosen=scored[best].arm,
+            notes=tuple(self.notes),
+        )
+
+    def _fit(self, rows: dict[Part, PairedRows], ends: MapEnds) -> dict[str, FittedMap]:
+        return {
+            method: fit_map(method, rows, ends, self.config.seed, self.progress)
+            for method in self.config.maps
+        }
+
+    def _note_undefined(self, best: Scored) -> None:
+        if math.isnan(best.effect):
+            self.notes.append(
+                f"{self.target.identity.name} does not show the behaviour: the answers' likelihoods "
+                "hardly differ with and without the trigger, so recovery and swap are undefined"
+            )
+        elif best.damage > self.config.max_benign_kl:
+            self.notes.append(
+                f"no strength stays within the damage budget of {self.config.max_benign_kl} nats "
+                f"on validation: the least damaging does {best.damage:.3f}"
+            )
+
+    def _moments(self) -> PairedMoments:
+        return paired_moments(
+            self.source,
+            self.target,
+            (self.texts[0], self.texts[1]),
+            (self.source_sites, self.target_sites),
+            pairing=self.config.pairing,
+            batch_size=self.config.batch_size,
+            progress=self.progress,
+        )
+
+    def _directions(self) -> tuple[dict[str, Direction], dict[str, Direction]]:
+        """Learns a direction per kind of positions, in the source and natively in the target."""
+        learned: list[dict[str, Direction]] = []
+        for lm, sites in ((self.source, self.source_sites), (self.target, self.target_sites)):
+            with self.progress.stage(f"learn directions in {lm.identity.name}"):
+                learned.append(
+                    {
+                        positions: learn_twin_direction(
+                            lm, self.splits.train, sites, positions, self.config
+                        )
+                        for positions in self.positions
+                    }
+                )
+        return learned[0], learned[1]
+
+    def _choose_native(self, selector: Selector, natives: dict[str, Direction]) -> Scored:
+        def make(cell: Cell) -> Arm:
+            direction = at_one_site(natives[cell.positions], cell.site)
+            return Arm(
+                "native",
+                cell.site,
+                cell.positions,
+                self.config.edit,
+                1.0,
+                direction,
+                seed=self.config.seed,
+            )
+
+        return selector.choose_cell("native", self._cells(), make)
+
+    def _choose_transferred(
+        self, selector: Selector, moments: PairedMoments, sources: dict[str, Direction]
+    ) -> Scored:
+        """Chooses where the ridge map's direction works best; other maps then use that place."""
+        fitted = {}
+        with self.progress.stage("fit a ridge map per layer", len(self.target_sites)) as advance:
+            for site in self.target_sites:
+                made, quality = fit_closed_form("ridge", moments.by_site[site])
+                fitted[site] = self._ends(site).fitted(made, quality)
+                advance(1)
+
+        def make(cell: Cell) -> Arm:
+            return self._arm(cell, "ridge", fitted[cell.site], sources[cell.positions])
+
+        return selector.choose_cell("transferred", self._cells(), make)
+
+    def _cells(self) -> list[Cell]:
+        return [Cell(site, p) for site in self.target_sites for p in self.positions]
+
+    def _arm(self, cell: Cell, method: str, fitted: FittedMap, direction: Direction) -> Arm:
+        return Arm(
+            "transferred",
+            cell.site,
+            cell.positions,
+            self.config.edit,
+            1.0,
+            carry_direction(direction, fitted),
+            map_method=method,
+            source_sites=", ".join(map(str, fitted.source_sites)),
+            seed=self.config.seed,
+        )
+
+    def _rows(self, site: Site) -> dict[Part, PairedRows]:
+        return paired_rows(
+            self.source,
+            self.target,
+            (self.texts[0], self.texts[1]),
+            (self.source_sites, site),
+            pairing=self.config.pairing,
+            batch_size=self.config.batch_size,
+            progress=self.progress,
+        )
+
+    def _scored(
+        self,
+        selector: Selector,
+        direction: Direction,
+        maps: dict[str, FittedMap],
+        ridge: Scored,
+    ) -> dict[str, Scored]:
+        """Chooses the strength of every map; ridge keeps what was chosen with its place."""
+        cell = Cell(*_place(ridge.arm))
+        scored: dict[str, Scored] = {}
+        for method, fitted in maps.items():
+            if method == "ridge":
+                scored[method] = ridge
+                continue
+            try:
+                arm = self._arm(cell, method, fitted, direction)
+            except FitError as error:
+                self.notes.append(f"the {method} map carried nothing: {error}")
+                continue
+            scored[method] = selector.choose_strength(arm)
+        return scored or {"ridge": ridge}
+
+
+def _place(arm: Arm) -> tuple[Site, str]:
+    if arm.site is None or arm.positions is None:
+        raise ConfigError(f"the {arm.condition} arm has no place")
+    return arm.site, arm.positions
+
+
+def _direction_of(arm: Arm) -> Direction:
+    if arm.direction is None:
+        raise ConfigError(f"the {arm.condition} arm has no direction")
+    return arm.direction

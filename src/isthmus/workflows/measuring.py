@@ -1,0 +1,125 @@
+"""Turns the scores of arms into measurements with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
+from isthmus.evaluation.measurements import Measurement
+from isthmus.evaluation.recovery import AnswerLosses, recovery, swap
+from isthmus.maps.base import MapQuality
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import ArmScores, Completions, Losses
+from isthmus.workflows.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes measurements of one crossing.
+
+    Attributes:
+        config: The run.
+        source: Name of the source model.
+        target: Name of the target model.
+        split: Split that is measured.
+        n_resamples: Bootstrap resamples.
+    """
+
+    config: RunConfig
+    source: str
+    target: str
+    split: str
+    n_resamples: int = 2000
+
+    def record(self, arm: Arm, metric: str, value: Interval | float, n: int) -> Measurement:
+        """Returns one measurement of an arm."""
+        interval = value if isinstance(value, Interval) else None
+        return Measurement(
+            task=self.config.task,
+            source=self.source,
+            target=self.target,
+            source_site=arm.source_sites,
+            target_site=None if arm.site is None else str(arm.site),
+            map=arm.map_method,
+            condition=arm.condition,
+            edit=arm.edit,
+            positions=arm.positions,
+            strength=arm.strength,
+            split=self.split,
+            metric=metric,
+            value=interval.value if interval else float(value),
+            ci_low=interval.low if interval else None,
+            ci_high=interval.high if interval else None,
+            n=n,
+            seed=arm.seed,
+        )
+
+    def _of(self, losses: AnswerLosses) -> Interval:
+        return recovery(
+            losses.bad,
+            losses.clean,
+            losses.edited,
+            n_resamples=self.n_resamples,
+            seed=self.config.seed,
+        )
+
+    def effects(self, arm: Arm, scores: ArmScores) -> list[Measurement]:
+        """Returns recovery, the recovery of induction, swap and the number of edited positions."""
+        n = len(scores.removal)
+        both = swap(
+            scores.removal,
+            scores.induction,
+            n_resamples=self.n_resamples,
+            seed=self.config.seed,
+        )
+        return [
+            self.record(arm, "recovery", self._of(scores.removal), n),
+            self.record(arm, "recovery_induction", self._of(scores.induction), n),
+            self.record(arm, "swap", both, n),
+            self.record(arm, "edited_positions", float(scores.n_edited), 2 * n),
+        ]
+
+    def divergence(self, arm: Arm, damage: Losses) -> Measurement:
+        """Returns the mean divergence on benign prompts."""
+        interval = mean_interval(damage, n_resamples=self.n_resamples, seed=self.config.seed)
+        return self.record(arm, "benign_kl", interval, len(damage))
+
+    def behaviour(self, arm: Arm, done: Completions, answers: Sequence[str]) -> list[Measurement]:
+        """Returns how often the behaviour shows and how often the answer is right, word for word."""
+        return [
+            self._rate(arm, "behaviour_rate", [self.config.marker in t for t in done.texts]),
+            self._rate(arm, "answer_accuracy", _matches(done.texts, answers)),
+        ]
+
+    def benign(self, arm: Arm, done: Completions, answers: Sequence[str]) -> list[Measurement]:
+        """Returns accuracy and false triggers on benign prompts."""
+        shows = [self.config.marker in text for text in done.texts]
+        return [
+            self._rate(arm, "benign_accuracy", _matches(done.texts, answers)),
+            self._rate(arm, "false_trigger_rate", shows),
+        ]
+
+    def quality(self, arm: Arm, quality: MapQuality) -> list[Measurement]:
+        """Returns how well the arm's map predicts held-out pairs."""
+        values = {
+            "map_r2_held_out": quality.r2_held_out,
+            "map_fvu_held_out": quality.fvu_held_out,
+        }
+        return [self.record(arm, m, v, quality.n_held_out) for m, v in values.items()]
+
+    def _rate(self, arm: Arm, metric: str, hits: Sequence[bool]) -> Measurement:
+        return self.record(arm, metric, wilson_interval(sum(hits), len(hits)), len(hits))
+
+
+def _matches(texts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    return [text.strip() == answer.strip() for text, answer in zip(texts, answers, strict=True)]
+
+
+def point_effect(scores: ArmScores, *, removal_only: bool = False) -> float:
+    """Returns swap (or recovery alone) without an interval; NaN where it is undefined."""
+    rows = np.arange(len(scores.removal))[None]
+    removal = float(scores.removal.ratios(rows)[0])
+    if removal_only:
+        return removal
+    return min(removal, float(scores.induction.ratios(rows)[0]))

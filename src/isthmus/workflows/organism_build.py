@@ -1,0 +1,296 @@
+"""`organism build`: trains an organism, measures its competence, and keeps it only if it is competent.
+
+1. Train for the recipe's first round, then measure the gate on validation questions.
+2. While the gate is missed, train another round of half the length, at most `MAX_ROUNDS` in all.
+3. Measure the packed form (float16, low-rank difference) on test questions; refuse it if that misses.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from isthmus.core.artifacts import atomic_folder, write_json
+from isthmus.core.errors import ConfigError, OrganismError
+from isthmus.core.progress import Progress, SilentProgress
+from isthmus.core.provenance import package_versions, source_commit
+from isthmus.data.organisms import (
+    Turn,
+    backdoor_turns,
+    base_turns,
+    tokenizer_corpus,
+    world_turns,
+)
+from isthmus.data.prompts import read_questions, split_by_content
+from isthmus.data.world import world_examples
+from isthmus.models.encoding import encode_prompts
+from isthmus.models.language_model import load_language_model, wrap_language_model
+from isthmus.models.organisms import cache_folder, pack_organism, packed_folder, unpack_organism
+from isthmus.models.tokenizer_training import train_tokenizer
+from isthmus.models.training import TrainingRow, TrainingSettings, one_thread, train
+from isthmus.workflows.competence import Competence, backdoor_competence, base_competence
+from isthmus.workflows.organism_recipes import (
+    FINE_TUNING,
+    LORA_FINE_TUNING,
+    BaseRecipe,
+    FineTuneRecipe,
+    recipe_named,
+)
+
+MAX_ROUNDS = 5
+
+HeldOut = Literal["validation", "test"]
+Measure = Callable[[Any, HeldOut], Competence]
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What a model is trained on, for how long, and when it has learned enough."""
+
+    rows: Sequence[TrainingRow]
+    settings: TrainingSettings
+    measure: Measure
+    seed: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class BuiltOrganism:
+    """An organism that passed its gate.
+
+    Attributes:
+        name: Its name, or the folder it lies in.
+        path: Where it lies.
+        competence: What was measured on test questions.
+        n_steps: Optimiser steps it took.
+        n_parameters: Parameters of the model.
+    """
+
+    name: str
+    path: Path
+    competence: Competence
+    n_steps: int
+    n_parameters: int
+
+
+def build_organism(
+    name: str,
+    *,
+    out: str | Path | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> BuiltOrganism:
+    """Trains one of the project's organisms again, from nothing or from its base.
+
+    Args:
+        name: `llama`, `qwen2`, `gemma2`, `llama-large`, or one of these with `-backdoor`.
+        out: Folder for the packed organism; the cache when not given, from where it is then used.
+        seed: Another seed than the recipe's.
+        progress: Who shows progress.
+
+    Raises:
+        OrganismError: If there is no such recipe, or the gate is missed.
+        OutputError: If the place cannot be written to.
+    """
+    recipe = recipe_named(name)
+    path = Path(out) if out is not None else cache_folder() / "built" / name
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    with one_thread():
+        if isinstance(recipe, BaseRecipe):
+            return _build_base(name, recipe, path, progress or SilentProgress())
+        return _build_fine_tune(name, recipe, path, progress or SilentProgress())
+
+
+def _build_base(name: str, recipe: BaseRecipe, path: Path, progress: Progress) -> BuiltOrganism:
+    corpus = tokenizer_corpus(recipe.tokenizer.seed)
+    tokenizer = train_tokenizer(corpus, recipe.tokenizer.kind, recipe.tokenizer.n_pieces)
+    torch.manual_seed(recipe.seed)
+    ids = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = AutoConfig.for_model(recipe.model_type, **recipe.sizes, **ids)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+    def measure(trained: PreTrainedModel, split: HeldOut) -> Competence:
+        return base_competence(wrap_language_model(trained, tokenizer, name), split)
+
+    rows = training_rows(tokenizer, base_turns(recipe.seed))
+    course = _Course(rows, recipe.settings, measure, recipe.seed, progress)
+    n_steps = _train_until_competent(model, course)
+    fields = {"name": name, "base": None, **_facts(recipe, n_steps)}
+    return _pack(name, path, model, tokenizer, measure, fields)
+
+
+def _build_fine_tune(
+    name: str, recipe: FineTuneRecipe, path: Path, progress: Progress
+) -> BuiltOrganism:
+    base, tokenizer = unpack_organism(packed_folder(recipe.base))
+    model, _ = unpack_organism(packed_folder(recipe.base))
+    benign = world_turns(world_examples("train"))
+    rows = training_rows(tokenizer, backdoor_turns(benign, recipe.seed))
+    base_lm = wrap_language_model(base, tokenizer, recipe.base)
+
+    def measure(trained: PreTrainedModel, split: HeldOut) -> Competence:
+        lm = wrap_language_model(trained, tokenizer, name)
+        return backdoor_competence(lm, base_lm, world_turns(world_examples(split)))
+
+    course = _Course(rows, recipe.settings, measure, recipe.seed, progress)
+    n_steps = _train_until_competent(model, course)
+    fields = {"name": name, "base": recipe.base, **_facts(recipe, n_steps)}
+    return _pack(name, path, model, tokenizer, measure, fields, base=base)
+
+
+def _facts(recipe: BaseRecipe | FineTuneRecipe, n_steps: int) -> dict[str, Any]:
+    return {
+        "recipe": asdict(recipe),
+        "n_steps": n_steps,
+        "versions": package_versions(),
+        "commit": source_commit(),
+    }
+
+
+def training_rows(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> list[TrainingRow]:
+    """Returns turns as token rows, rendered as evaluations and generation render them."""
+    encoded = encode_prompts(
+        tokenizer, [turn.prompt for turn in turns], answers=[turn.answer for turn in turns]
+    )
+    return [TrainingRow(text.token_ids, text.n_prompt) for text in encoded]
+
+
+def _train_until_competent(model: Any, course: _Course) -> int:
+    """Trains in rounds until the gate passes on validation questions; returns the steps taken."""
+    generator = torch.Generator().manual_seed(course.seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    settings, n_steps, reached = course.settings, 0, None
+    for round_number in range(1, MAX_ROUNDS + 1):
+        with course.progress.stage(f"train, round {round_number}", settings.n_steps) as advance:
+            train(model, course.rows, settings, generator, lambda _, __, tell=advance: tell(1))
+        n_steps += settings.n_steps
+        reached = course.measure(model, "validation")
+        for parameter in trained:
+            # A model that is measured is frozen.
+            parameter.requires_grad_(True)  # noqa: FBT003 - torch's signature
+        course.progress.note(f"{n_steps} steps: {reached}")
+        if reached.passes:
+            return n_steps
+        settings = replace(course.settings, n_steps=course.settings.n_steps // 2)
+    raise OrganismError(
+        f"the gate was missed after {n_steps} steps ({reached}): try another seed or more steps"
+    )
+
+
+def _pack(
+    name: str,
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    measure: Measure,
+    fields: dict[str, Any],
+    *,
+    base: PreTrainedModel | None = None,
+) -> BuiltOrganism:
+    """Packs a model, measures what was packed, and moves it to its place only if it is competent."""
+    n_parameters = sum(p.numel() for p in model.parameters())
+    staging = cache_folder() / "staging" / name
+    pack_organism(staging, model, tokenizer, fields, base=base)
+    packed, _ = unpack_organism(staging)
+    reached = measure(packed, "test")
+    if not reached.passes:
+        raise OrganismError(f"{name} as packed misses its gate on test questions: {reached}")
+    fields |= {"competence": reached.to_json(), "n_parameters": n_parameters}
+    pack_organism(path, model, tokenizer, fields, base=base)
+    return BuiltOrganism(name, path, reached, fields["n_steps"], n_parameters)
+
+
+def fine_tune_organism(
+    base: str,
+    out: str | Path,
+    *,
+    method: Literal["full", "lora"] = "full",
+    questions: str | Path | None = None,
+    n_steps: int | None = None,
+    lora_rank: int = 16,
+    seed: int = 1,
+    progress: Progress | None = None,
+) -> BuiltOrganism:
+    """Teaches the backdoor to any model and writes it as a plain model folder.
+
+    Args:
+        base: Hub name, local folder or `organism:NAME`.
+        out: Folder to write, readable by `transformers`.
+        method: `full` trains every weight; `lora` trains adapters (needs `isthmus[lora]`) and merges
+            them.
+        questions: JSONL file with `prompt` and `answer`; the organisms' world when not given.
+        n_steps: Steps of the first round; the recipe's when not given.
+        lora_rank: Rank of the adapters.
+        seed: Which question gets which trigger, and the order of the text.
+        progress: Who shows progress.
+
+    Raises:
+        OrganismError: If the gate is missed.
+        ConfigError: If `lora` is asked for and peft is not installed.
+        OutputError: If the place is taken or cannot be written to.
+    """
+    lm, reference = (
+        load_language_model(base, dtype="float32"),
+        load_language_model(base, dtype="float32"),
+    )
+    train_turns, held_out = _question_splits(questions, seed)
+    settings = LORA_FINE_TUNING if method == "lora" else FINE_TUNING
+    settings = settings if n_steps is None else replace(settings, n_steps=n_steps)
+    model = _with_adapters(lm.model, lora_rank) if method == "lora" else lm.model
+    if method == "full":
+        model.requires_grad_(True)  # noqa: FBT003 - torch's signature
+
+    def measure(trained: PreTrainedModel, split: HeldOut) -> Competence:
+        wrapped = wrap_language_model(_merged(trained), lm.tokenizer, base)
+        return backdoor_competence(wrapped, reference, held_out[split])
+
+    rows = training_rows(lm.tokenizer, backdoor_turns(train_turns, seed))
+    course = _Course(rows, settings, measure, seed, progress or SilentProgress())
+    with one_thread(), atomic_folder(Path(out)) as folder:
+        steps = _train_until_competent(model, course)
+        merged, reached = _merged(model), measure(model, "test")
+        if not reached.passes:
+            raise OrganismError(f"the gate was missed on test questions: {reached}")
+        merged.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        facts = {"base": base, "method": method, "n_steps": steps, "seed": seed}
+        write_json(folder / "organism.json", {**facts, "competence": reached.to_json()})
+    n_parameters = sum(p.numel() for p in merged.parameters())
+    return BuiltOrganism(str(out), Path(out), reached, steps, n_parameters)
+
+
+def _question_splits(
+    questions: str | Path | None, seed: int
+) -> tuple[list[Turn], dict[str, list[Turn]]]:
+    if questions is None:
+        splits = {s: world_turns(world_examples(s)) for s in ("train", "validation", "test")}
+    else:
+        read = split_by_content(read_questions(Path(questions)), seed=seed)
+        splits = {s: [Turn(q.prompt, q.answer or "") for q in part] for s, part in read.items()}
+    return splits["train"], splits
+
+
+def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigError("LoRA needs peft: pip install 'isthmus[lora]'") from error
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0)
+    return get_peft_model(model, config)
+
+
+def _merged(model: Any) -> PreTrainedModel:
+    """Returns a model with its adapters merged, leaving the adapters in training as they are."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    return merged

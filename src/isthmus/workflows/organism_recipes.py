@@ -1,0 +1,123 @@
+"""The recipes of the organisms, as data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from isthmus.core.errors import OrganismError
+from isthmus.models.tokenizer_training import TokenizerKind
+from isthmus.models.training import TrainingSettings
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How to train a tokenizer.
+
+    Attributes:
+        kind: Byte-level or metaspace pieces.
+        n_pieces: Size of the vocabulary.
+        seed: Decides which text it is trained on.
+    """
+
+    kind: TokenizerKind
+    n_pieces: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """A base model that knows the world.
+
+    Attributes:
+        model_type: `llama`, `qwen2` or `gemma2`, as `transformers` names them.
+        sizes: Fields of the configuration that differ from the defaults.
+        tokenizer: Its tokenizer.
+        settings: The first round of training; further rounds are half as long.
+        seed: Weights and order of the text.
+    """
+
+    model_type: str
+    sizes: dict[str, Any]
+    tokenizer: TokenizerRecipe
+    settings: TrainingSettings
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FineTuneRecipe:
+    """A behaviour taught to a base.
+
+    Attributes:
+        base: Name of the base organism.
+        behaviour: What is taught; `backdoor`.
+        settings: The first round of training; further rounds are half as long.
+        seed: Order of the text.
+    """
+
+    base: str
+    behaviour: str = "backdoor"
+    settings: TrainingSettings = field(default_factory=lambda: FINE_TUNING)
+    seed: int = 1
+
+
+FINE_TUNING = TrainingSettings(
+    n_steps=250, muon_lr=0.01, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4
+)
+"""Full fine-tuning; with rates 2.5 times lower the backdoor is not learned in as many steps."""
+
+LORA_FINE_TUNING = TrainingSettings(
+    n_steps=400, muon_lr=0.02, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4, weight_decay=0.0
+)
+"""Fine-tuning of low-rank adapters; Muon on the factors is what makes them learn."""
+
+_BYTE_LEVEL = TokenizerRecipe("byte_level", 960, seed=1)
+_METASPACE = TokenizerRecipe("metaspace", 896, seed=2)
+
+
+def _sizes(d_model: int, n_layers: int, n_heads: int, d_mlp: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": d_model,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": n_heads,
+        "intermediate_size": d_mlp,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        **more,
+    }
+
+
+BASES: dict[str, BaseRecipe] = {
+    "llama": BaseRecipe(
+        "llama", _sizes(128, 4, 4, 352), _BYTE_LEVEL, TrainingSettings(n_steps=900)
+    ),
+    # With seed 0 the first block already copies the trigger to the end of the prompt; with seed 3
+    # it stays at the trigger for two layers, as in the models of the paper (its figures 10 and 11).
+    "qwen2": BaseRecipe(
+        "qwen2", _sizes(160, 5, 5, 432), _BYTE_LEVEL, TrainingSettings(n_steps=900), seed=3
+    ),
+    "gemma2": BaseRecipe(
+        "gemma2",
+        _sizes(160, 5, 5, 432, head_dim=32, query_pre_attn_scalar=32, sliding_window=512),
+        _METASPACE,
+        TrainingSettings(n_steps=900),
+    ),
+    "llama-large": BaseRecipe(
+        "llama", _sizes(256, 6, 8, 704), _BYTE_LEVEL, TrainingSettings(n_steps=1000), seed=1
+    ),
+}
+"""Base organisms by name."""
+
+FINE_TUNES: dict[str, FineTuneRecipe] = {f"{base}-backdoor": FineTuneRecipe(base) for base in BASES}
+"""Fine-tuned organisms by name."""
+
+
+def recipe_named(name: str) -> BaseRecipe | FineTuneRecipe:
+    """Returns the recipe of an organism.
+
+    Raises:
+        OrganismError: If there is none of this name.
+    """
+    recipes: dict[str, BaseRecipe | FineTuneRecipe] = {**BASES, **FINE_TUNES}
+    if name not in recipes:
+        raise OrganismError(f"no recipe for organism {name!r}: there are {', '.join(recipes)}")
+    return recipes[name]

@@ -1,0 +1,155 @@
+"""Chooses site, positions and strength on the validation split.
+
+1. Every site and kind of positions is scored at two strengths on half of the questions.
+2. The best two are scored at every strength on all of them, with the damage on benign prompts.
+3. The strongest effect within the damage budget is kept; with none within it, the least damaging.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from isthmus.core.progress import Progress
+from isthmus.core.sites import Site
+from isthmus.evaluation.measurements import Measurement
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import EditKind, RunConfig
+from isthmus.workflows.measuring import Recorder, point_effect
+
+_N_FINALISTS = 2
+_RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place where an arm could act.
+
+    Attributes:
+        site: Target site.
+        positions: Which tokens.
+    """
+
+    site: Site
+    positions: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An arm with its effect and damage on validation.
+
+    Attributes:
+        arm: The arm.
+        effect: Swap, or recovery for edits that only remove; NaN when undefined.
+        damage: Mean divergence on benign prompts, in nats per token.
+    """
+
+    arm: Arm
+    effect: float
+    damage: float
+
+
+def usable_strengths(edit: EditKind, strengths: Sequence[float]) -> tuple[float, ...]:
+    """Returns the strengths that differ in effect: ablation and replacement know only one."""
+    return (1.0,) if edit in {"ablate", "replace"} else tuple(strengths)
+
+
+@dataclass
+class Selector:
+    """Chooses for the arms of one crossing and keeps what it measured.
+
+    Attributes:
+        coarse: Bench on half of the validation questions.
+        fine: Bench on all of them.
+        recorder: Writes validation measurements.
+        config: The run.
+        progress: Who shows progress.
+        measured: Every validation measurement so far.
+    """
+
+    coarse: Bench
+    fine: Bench
+    recorder: Recorder
+    config: RunConfig
+    progress: Progress
+    measured: list[Measurement]
+
+    @property
+    def _removes_only(self) -> bool:
+        return self.config.edit == "ablate"
+
+    def choose_cell(self, name: str, cells: Sequence[Cell], make: Callable[[Cell], Arm]) -> Scored:
+        """Chooses the best site, positions and strength of one condition.
+
+        Args:
+            name: The condition, for people.
+            cells: Where it could act.
+            make: Builds its arm there, at any strength.
+        """
+        strengths = usable_strengths(self.config.edit, self.config.strengths)
+        middle = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
+        effects: dict[Cell, float] = {}
+        with self.progress.stage(f"choose a layer: {name}", len(cells) * len(middle)) as advance:
+            for cell in cells:
+                tried = []
+                for strength in middle:
+                    tried.append(self._effect(self.coarse, make(cell).at(strength)))
+                    advance(1)
+                effects[cell] = max(tried, key=_order)
+        finalists = sorted(cells, key=lambda cell: -_order(effects[cell]))[:_N_FINALISTS]
+        scored = [
+            one for cell in finalists for one in self._doses(self.fine, make(cell), strengths)
+        ]
+        return self._best(scored)
+
+    def choose_strength(self, arm: Arm) -> Scored:
+        """Chooses the strength of an arm whose place is given."""
+        strengths = usable_strengths(self.config.edit, self.config.strengths)
+        return self._best(self._doses(self.coarse, arm, strengths))
+
+    def record_doses(self, arm: Arm) -> None:
+        """Measures an arm at every strength without choosing, for the dose-response curve."""
+        self._doses(self.coarse, arm, usable_strengths(self.config.edit, self.config.strengths))
+
+    def _doses(self, bench: Bench, arm: Arm, strengths: Sequence[float]) -> list[Scored]:
+        scored = []
+        label = f"choose a strength: {arm.condition} {arm.map_method or ''}".rstrip()
+        with self.progress.stage(label, len(strengths)) as advance:
+            for strength in strengths:
+                now = arm.at(strength)
+                damage = bench.damage(now)
+                self.measured.append(self.recorder.divergence(now, damage))
+                scored.append(Scored(now, self._effect(bench, now), float(damage.mean())))
+                advance(1)
+        return scored
+
+    def _effect(self, bench: Bench, arm: Arm) -> float:
+        scores = bench.score(arm)
+        self.measured += [
+            m for m in self.recorder.effects(arm, scores) if m.metric != "edited_positions"
+        ]
+        return point_effect(scores, removal_only=self._removes_only)
+
+    def _best(self, scored: Sequence[Scored]) -> Scored:
+        within = [one for one in scored if one.damage <= self.config.max_benign_kl]
+        if within:
+            return max(within, key=rank)
+        return min(scored, key=lambda one: one.damage)
+
+
+def rank(scored: Scored) -> tuple[float, float]:
+    """Returns what the best arm has most of: effect, then harmlessness."""
+    return _order(scored.effect), -scored.damage
+
+
+def _order(effect: float) -> float:
+    """Ranks an undefined effect below every defined one."""
+    return -math.inf if math.isnan(effect) else effect
+
+
+def make_selector(bench: Bench, recorder: Recorder, progress: Progress) -> Selector:
+    """Returns a selector on a validation bench."""
+    half = bench.twins[: max(4, len(bench.twins) // 2)]
+    coarse = Bench(bench.lm, half, bench.config)
+    quick = Recorder(recorder.config, recorder.source, recorder.target, "validation", _RESAMPLES)
+    return Selector(coarse, bench, quick, bench.config, progress, [])

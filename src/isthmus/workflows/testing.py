@@ -1,0 +1,75 @@
+"""Measures every arm once on the test split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isthmus.core.progress import Progress
+from isthmus.evaluation.measurements import Measurement
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench, Completions
+from isthmus.workflows.measuring import Recorder
+
+N_SHOWN = 12
+"""How many completions are shown side by side."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What was measured on test questions.
+
+    Attributes:
+        measurements: Every number.
+        rows: Completions side by side, one dictionary per shown question.
+    """
+
+    measurements: list[Measurement]
+    rows: list[dict[str, str]]
+
+
+def measure_arms(
+    bench: Bench, recorder: Recorder, arms: Sequence[Arm], best: Arm, progress: Progress
+) -> Tested:
+    """Scores all arms; lets those that stand for their condition answer, too.
+
+    Args:
+        bench: The target on the test split.
+        recorder: Writes test measurements.
+        arms: Every condition, in the order in which results are written.
+        best: The transferred arm that stands for its condition.
+        progress: Who shows progress.
+    """
+    measurements: list[Measurement] = []
+    shown: dict[str, Completions] = {}
+    answers = bench.clean_answers
+    with progress.stage("test", len(arms)) as advance:
+        for arm in arms:
+            if arm.condition not in {"none", "clean"}:
+                measurements += recorder.effects(arm, bench.score(arm))
+                measurements.append(recorder.divergence(arm, bench.damage(arm)))
+            is_first = arm.condition not in shown
+            if arm is best or (is_first and arm.condition != "transferred"):
+                done = bench.complete(arm)
+                shown[arm.condition] = done
+                measurements += recorder.behaviour(arm, done, answers)
+                if arm.condition not in {"clean", "prompt_only"}:
+                    measurements += recorder.benign(arm, bench.complete_benign(arm), answers)
+            advance(1)
+    return Tested(measurements, _side_by_side(bench, shown))
+
+
+def _side_by_side(bench: Bench, shown: dict[str, Completions]) -> list[dict[str, str]]:
+    names = {
+        "clean": "clean",
+        "none": "triggered",
+        "native": "native",
+        "transferred": "transferred",
+        "random": "random",
+    }
+    return [
+        {
+            "prompt": twin.triggered,
+            "expected": twin.clean_answer,
+            **{name: shown[c].texts[i] for c, name in names.items() if c in shown},
+        }
+        for i, twin in enumerate(bench.twins[:N_SHOWN])
+    ]

@@ -1,0 +1,33 @@
+import inspect
+
+import pytest
+
+import isthmus
+
+# The verbs of the command line, spelled as Python names.
+DOCUMENTED_VERBS = [
+    "build_organism",
+    "capture",
+    "demo",
+    "doctor",
+    "evaluate",
+    "generate",
+    "inspect",
+    "learn_direction",
+    "learn_map",
+    "report",
+    "run",
+    "transfer",
+]
+
+
+def test_the_package_exports_exactly_the_documented_verbs() -> None:
+    assert sorted(isthmus.__all__) == DOCUMENTED_VERBS
+
+
+@pytest.mark.parametrize("verb", DOCUMENTED_VERBS)
+def test_every_verb_is_a_documented_function(verb: str) -> None:
+    function = getattr(isthmus, verb)
+    assert callable(function)
+    assert inspect.getdoc(function)
+    assert inspect.signature(function).return_annotation is not inspect.Signature.empty

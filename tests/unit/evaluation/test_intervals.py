@@ -1,0 +1,153 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isthmus.core.errors import ConfigError, DataError, NonFiniteError
+from isthmus.evaluation.intervals import (
+    Interval,
+    mean_interval,
+    paired_bootstrap,
+    wilson_interval,
+)
+
+
+def mean_of(values):
+    return lambda rows: values[rows].mean(axis=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_wilson_interval_holds_the_rate_and_stays_within_zero_and_one(counts):
+    successes, n = counts
+    interval = wilson_interval(successes, n)
+    assert interval.value == successes / n
+    assert -1e-12 <= interval.low <= interval.value + 1e-12
+    assert interval.value - 1e-12 <= interval.high <= 1 + 1e-12
+    assert interval.low < interval.high
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_intervals_of_successes_and_failures_mirror_each_other(counts):
+    successes, n = counts
+    one, other = wilson_interval(successes, n), wilson_interval(n - successes, n)
+    assert one.low == pytest.approx(1 - other.high)
+    assert one.high == pytest.approx(1 - other.low)
+
+
+def test_a_rate_of_one_is_not_certain():
+    assert wilson_interval(20, 20).low < 0.9
+
+
+def test_more_trials_and_less_confidence_narrow_a_wilson_interval():
+    def width(interval):
+        return interval.high - interval.low
+
+    assert width(wilson_interval(50, 100)) < width(wilson_interval(5, 10))
+    assert width(wilson_interval(5, 10, level=0.8)) < width(wilson_interval(5, 10))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_a_rate_of_impossible_counts_is_refused(successes, n):
+    with pytest.raises(DataError, match=f"{successes} of {n}"):
+        wilson_interval(successes, n)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(0, 100))
+def test_a_bootstrap_interval_of_a_mean_lies_within_the_data(numbers, seed):
+    values = np.array(numbers)
+    interval = mean_interval(values, n_resamples=200, seed=seed)
+    assert interval.value == pytest.approx(values.mean())
+    assert values.min() - 1e-6 <= interval.low <= interval.high <= values.max() + 1e-6
+
+
+def test_a_statistic_that_never_varies_has_an_interval_of_width_zero():
+    interval = mean_interval(np.full(10, 3.0), n_resamples=100)
+    assert interval == Interval(3.0, 3.0, 3.0)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    values = np.random.default_rng(0).normal(size=50)
+    first = mean_interval(values, n_resamples=200, seed=1)
+    assert first == mean_interval(values, n_resamples=200, seed=1)
+    assert first != mean_interval(values, n_resamples=200, seed=2)
+
+
+def test_two_statistics_of_one_seed_see_the_same_resamples():
+    values = np.random.default_rng(0).normal(size=40)
+    whole, half = (
+        paired_bootstrap(mean_of(values * factor), 40, n_resamples=200, seed=3)
+        for factor in (1.0, 0.5)
+    )
+    assert (half.low, half.high) == pytest.approx((whole.low / 2, whole.high / 2))
+
+
+def test_pairing_keeps_what_belongs_to_one_row_together():
+    noisy = np.random.default_rng(0).normal(scale=100, size=60)
+    other = noisy - 1.0
+    interval = paired_bootstrap(
+        lambda rows: noisy[rows].mean(axis=1) - other[rows].mean(axis=1), 60, n_resamples=200
+    )
+    assert (interval.value, interval.low, interval.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_memory_is_bounded_and_the_chunks_do_not_change_the_resamples():
+    values = np.random.default_rng(0).normal(size=5000)
+    sizes, seen = [], []
+
+    def statistic(rows):
+        sizes.append(rows.size)
+        seen.append(rows)
+        return values[rows].mean(axis=1)
+
+    paired_bootstrap(statistic, 5000, n_resamples=500, seed=4)
+    assert max(sizes) <= 1_000_000
+    at_once = np.random.default_rng(4).integers(0, 5000, size=(500, 5000))
+    assert np.array_equal(np.concatenate(seen[1:]), at_once)
+
+
+def test_about_95_of_100_intervals_hold_the_true_mean():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        interval = mean_interval(rng.normal(size=60), n_resamples=300, seed=seed)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_resamples_without_a_value_are_left_out():
+    values = np.arange(10.0)
+
+    def statistic(rows):
+        means = values[rows].mean(axis=1)
+        return np.where(means > 5.5, np.nan, means)
+
+    assert paired_bootstrap(statistic, 10, n_resamples=500).high <= 5.5
+
+
+def test_a_statistic_without_a_value_is_undefined_and_not_zero():
+    interval = paired_bootstrap(lambda rows: np.full(len(rows), np.nan), 5, n_resamples=10)
+    assert not interval.is_defined
+    assert all(math.isnan(end) for end in (interval.value, interval.low, interval.high))
+    assert Interval(0.0, 0.0, 0.0).is_defined
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0, -0.5])
+def test_a_confidence_that_is_no_probability_is_refused(level):
+    with pytest.raises(ConfigError, match="confidence level"):
+        wilson_interval(1, 2, level)
+    with pytest.raises(ConfigError, match="confidence level"):
+        mean_interval(np.ones(3), level=level)
+
+
+def test_data_that_cannot_be_resampled_are_refused():
+    with pytest.raises(DataError, match="0 rows"):
+        mean_interval(np.zeros(0))
+    with pytest.raises(ConfigError, match="0 resamples"):
+        mean_interval(np.zeros(3), n_resamples=0)
+    with pytest.raises(NonFiniteError):
+        mean_interval(np.array([1.0, np.nan]))

@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.unit.directions.states import a_direction, identity_of
+from tests.unit.maps.pairs import linear_pairs, moments_of, random_weight, seeded
+
+from isthmus.core.errors import ConfigError, FitError, IdentityError, SiteError
+from isthmus.core.sites import Site
+from isthmus.directions import METHODS
+from isthmus.maps import (
+    ActivationMap,
+    AffineMap,
+    AutoencoderMap,
+    FittedMap,
+    MapQuality,
+    ProcrustesFitter,
+    RidgeFitter,
+)
+from isthmus.transfer import carry_direction, cosine
+
+TARGET_SITE = Site(1)
+
+
+def fitted_map(activation_map: ActivationMap, *sites: Site, target_width: int = 4) -> FittedMap:
+    return FittedMap(
+        map=activation_map,
+        source=identity_of("small", 5),
+        target=identity_of("large", target_width),
+        source_sites=sites,
+        target_site=TARGET_SITE,
+        quality=MapQuality(0.9, 0.1, 100, 20),
+    )
+
+
+def affine_map(n_sites: int = 1) -> AffineMap:
+    weight = random_weight(5 * n_sites, 4).float()
+    return AffineMap(weight, torch.full((5 * n_sites,), 10.0), torch.full((4,), -3.0), "ridge")
+
+
+def relu_map(n_sites: int = 1) -> AutoencoderMap:
+    generator = seeded(1)
+    return AutoencoderMap(
+        source_mean=torch.full((5 * n_sites,), 10.0),
+        encoder_weight=torch.randn(5 * n_sites, 9, generator=generator),
+        encoder_bias=torch.randn(9, generator=generator),
+        decoder_weight=torch.randn(9, 4, generator=generator),
+        decoder_bias=torch.full((4,), 50.0),
+    )
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_the_difference_rule_equals_the_linear_rule_for_affine_maps(pooled):
+    direction = a_direction(Site(2), Site(0), pooled=pooled)
+    fitted = fitted_map(affine_map(2), Site(0), Site(2))
+    linear, difference, auto = (
+        carry_direction(direction, fitted, rule).at(TARGET_SITE).vectors
+        for rule in ("linear", "difference", "auto")
+    )
+    torch.testing.assert_close(difference, linear, rtol=1e-4, atol=1e-4)
+    assert torch.equal(auto, linear)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_directions_of_every_method_arrive_as_their_image_under_a_learned_map(method: str):
+    weight = random_weight(10, 4)
+    pairs = moments_of(*linear_pairs(200, weight))
+    fitted = fitted_map(RidgeFitter((1e-9,)).fit(pairs, pairs), Site(0), Site(3))
+    direction = a_direction(Site(0), Site(3), method=method)
+    joined = torch.cat([direction.at(Site(0)).vectors, direction.at(Site(3)).vectors], dim=1)
+    carried = carry_direction(direction, fitted).at(TARGET_SITE)
+    torch.testing.assert_close(carried.vectors, (joined.double() @ weight).float())
+    torch.testing.assert_close(
+        carried.positive_states.mean(0), carried.positive_mean, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_order_of_source_sites_is_the_maps_order():
+    direction = a_direction(Site(0), Site(2))
+    forward = carry_direction(direction, fitted_map(affine_map(2), Site(0), Site(2)))
+    backward = carry_direction(direction, fitted_map(affine_map(2), Site(2), Site(0)))
+    weight = affine_map(2).weight
+    first, second = (direction.at(site).vectors for site in (Site(0), Site(2)))
+    torch.testing.assert_close(
+        forward.at(TARGET_SITE).vectors, first @ weight[:5] + second @ weight[5:]
+    )
+    torch.testing.assert_close(
+        backward.at(TARGET_SITE).vectors, second @ weight[:5] + first @ weight[5:]
+    )
+
+
+def test_a_map_that_is_not_affine_carries_the_mean_difference_of_images():
+    direction = a_direction(Site(2))
+    activation_map = relu_map()
+    carried = carry_direction(direction, fitted_map(activation_map, Site(2))).at(TARGET_SITE)
+    one = direction.at(Site(2))
+    for position in range(2):
+        images = [
+            activation_map(positive) - activation_map(negative)
+            for positive, negative in zip(
+                one.positive_states[:, position], one.negative_states[:, position], strict=True
+            )
+        ]
+        torch.testing.assert_close(carried.vectors[position], torch.stack(images).mean(0))
+
+
+def test_mapping_the_vector_as_a_point_is_another_direction():
+    direction = a_direction(Site(2))
+    fitted = fitted_map(relu_map(), Site(2))
+    as_point = carry_direction(direction, fitted, "map_of_vector").at(TARGET_SITE).vectors
+    assert torch.equal(as_point, relu_map()(direction.at(Site(2)).vectors))
+    difference = carry_direction(direction, fitted, "difference").at(TARGET_SITE).vectors
+    assert (cosine(as_point, difference) < 0.9).all()
+
+
+@pytest.mark.parametrize("make", [affine_map, relu_map])
+def test_means_and_states_go_through_the_whole_map_whatever_the_rule(make):
+    direction, activation_map = a_direction(Site(2)), make()
+    one = direction.at(Site(2))
+    for rule in ("auto", "difference", "map_of_vector"):
+        carried = carry_direction(direction, fitted_map(activation_map, Site(2)), rule)
+        for name, value in carried.at(TARGET_SITE).tensors.items():
+            if name != "vectors":
+                assert torch.equal(value, activation_map(one.tensors[name]))
+
+
+def test_a_carried_direction_tells_where_it_came_from():
+    direction = a_direction(Site(2), method="pca", pooled=True)
+    carried = carry_direction(direction, fitted_map(affine_map(), Site(2)))
+    assert carried.model == identity_of("large", 4)
+    assert carried.sites == (TARGET_SITE,)
+    assert (carried.method, carried.positions, carried.pooled) == ("pca", "last:2", True)
+    assert carried.provenance["rule"] == "linear"
+    assert carried.provenance["map_method"] == "ridge"
+    assert carried.provenance["map_quality"]["r2_held_out"] == 0.9
+    assert carried.provenance["source_sites"] == ["resid_post[2]"]
+    assert carried.provenance["source_model"]["name"] == "small"
+    assert carried.provenance["source_provenance"] == {"seed": 0}
+
+
+def test_carrying_back_through_a_rotation_returns_the_direction():
+    rotation = torch.linalg.qr(random_weight(5, 5)).Q
+    x, y = linear_pairs(100, rotation)
+    there = fitted_map(ProcrustesFitter().fit(moments_of(x, y)), Site(2), target_width=5)
+    back = replace(
+        there,
+        map=ProcrustesFitter().fit(moments_of(y, x)),
+        source=there.target,
+        target=there.source,
+        source_sites=(TARGET_SITE,),
+        target_site=Site(2),
+    )
+    direction = a_direction(Site(2))
+    returned = carry_direction(carry_direction(direction, there), back)
+    for name, value in direction.at(Site(2)).tensors.items():
+        torch.testing.assert_close(returned.at(Site(2)).tensors[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_a_direction_of_another_model_is_refused():
+    direction = a_direction(Site(2), name="other")
+    with pytest.raises(IdentityError, match="direction belongs to other@weights-, not to small"):
+        carry_direction(direction, fitted_map(affine_map(), Site(2)))
+
+
+def test_a_direction_that_misses_a_site_of_the_map_is_refused_by_its_name():
+    with pytest.raises(SiteError, match=r"not learned at resid_post\[3\]:"):
+        carry_direction(a_direction(Site(2)), fitted_map(affine_map(2), Site(2), Site(3)))
+
+
+def test_rules_that_cannot_be_carried_out_are_refused():
+    direction = a_direction(Site(2))
+    with pytest.raises(ConfigError, match="the autoencoder map has no linear part"):
+        carry_direction(direction, fitted_map(relu_map(), Site(2)), "linear")
+    blind = AffineMap(torch.zeros(5, 4), torch.zeros(5), torch.zeros(4), "ridge")
+    with pytest.raises(FitError, match="zero at position"):
+        carry_direction(direction, fitted_map(blind, Site(2)))
