@@ -1,1 +1,40 @@
-"""Isthmus."""
+"""Isthmus carries a safety intervention from one language model to another, with evidence.
+
+The verbs of the command line are functions here, with the same names and parameters:
+
+>>> import isthmus
+>>> "run" in isthmus.__all__
+True
+"""
+
+import importlib
+from typing import Any
+
+_VERBS = {
+    "build_organism": "organism_build",
+    "capture": "capture",
+    "demo": "run",
+    "evaluate": "evaluate",
+    "fine_tune_organism": "organism_build",
+    "generate": "generate",
+    "inspect": "inspect",
+    "learn_direction": "learn_direction",
+    "learn_map": "learn_map",
+    "report": "report",
+    "run": "run",
+    "transfer": "transfer",
+}
+
+__all__ = sorted(_VERBS)  # noqa: PLE0605 - the names of one table
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a verb when it is first used: the command line's help does not wait for torch."""
+    if name not in _VERBS:
+        raise AttributeError(f"isthmus has no {name!r}: there are {', '.join(__all__)}")
+    module = importlib.import_module(f"isthmus.workflows.{_VERBS[name]}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_VERBS]

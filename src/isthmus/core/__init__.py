@@ -1,1 +1,1 @@
-"""Sites, edits, model identity, artifacts, provenance and errors: what every other package shares."""
+"""What every other package shares: sites, edits, model identity, artifacts, provenance, errors."""

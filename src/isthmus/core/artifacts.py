@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError as SafetensorError
+from safetensors import SafetensorError as SafetensorError  # noqa: PLC0414 - a re-export
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isthmus.core.errors import ArtifactError, OutputError
+from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError
 
 FORMAT = 1
 MANIFEST_NAME = "artifact.json"
@@ -53,72 +53,111 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: The folder to make; its parents are made too.
-        replace: Whether a folder that is already there may be replaced, as a whole.
+        replace: Whether a folder that is already there may be replaced, as a whole; it stays until
+            the new one is complete, and comes back if that cannot take its place.
 
     Yields:
-        A folder beside `path` to write into.
+        Path: A folder beside `path` to write into.
 
     Raises:
-        OutputError: If the place cannot be written to, or is taken and `replace` is false.
+        OutputError: If the place cannot be written to, is a file, or is taken, before or by the end
+            of the body, and `replace` is false.
     """
     path = Path(path)
-    if path.exists() and not replace:
-        raise OutputError(f"{path} already exists: choose another --out or remove it first")
+    with _writing_to(path):
+        if path.exists() and not (replace and path.is_dir()):
+            raise OutputError(f"{path} already exists: choose another --out or remove it first")
+        staging = _folder_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if path.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / "old"
-            path.rename(retired)
-            staging.rename(path)
-            shutil.rmtree(retired.parent)
-        else:
-            staging.rename(path)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
+        with _writing_to(path):
+            staging.chmod(0o755)
+            yield staging
+            if replace and path.is_dir():
+                _exchange(staging, path)
+            else:
+                staging.rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write to {path}: {reason}") from error
+
+
+def _folder_beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+
+
+def _exchange(staging: Path, path: Path) -> None:
+    aside = _folder_beside(path)
+    old = aside / "old"
+    try:
+        path.rename(old)
+        staging.rename(path)
+    finally:
+        # Should this fail too, the old folder is not lost: it stays in `aside`.
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file so that readers see either the old or the whole new content.
 
+    Args:
+        path: The file; its parents are made too.
+        text: What it shall hold, as UTF-8.
+
     Raises:
         OutputError: If the place cannot be written to.
     """
     path = Path(path)
-    try:
+    with _writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    staging = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(staging).chmod(0o644)
-        Path(staging).replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
+        with _writing_to(path):
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            staging.chmod(0o644)
+            staging.replace(path)
     finally:
-        Path(staging).unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes one JSON value, indented, atomically.
 
+    Args:
+        path: The file; its parents are made too.
+        value: Any JSON value.
+
     Raises:
         OutputError: If the place cannot be written to.
+        NonFiniteError: If it holds NaN or infinity, which JSON does not have.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise NonFiniteError(f"cannot write {path}: {error}; use null for no number") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Reads one JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The value it holds.
 
     Raises:
         ArtifactError: If it is missing or not JSON.
@@ -140,21 +179,40 @@ def write_artifact(
         path: Folder to write.
         kind: What it is.
         fields: JSON values.
-        tensors: Tensors by name; copied to contiguous CPU memory.
+        tensors: Tensors by name, on any device; left unchanged. They may share memory.
 
     Raises:
         OutputError: If the place cannot be written to or holds something else.
+        NonFiniteError: If a field holds NaN or infinity.
     """
     path = Path(path)
-    if path.exists() and _kind_at(path) != kind:
-        raise OutputError(f"{path} exists and is not an isthmus {kind}: choose another place")
+    with _writing_to(path):
+        if path.exists() and _kind_at(path) != kind:
+            raise OutputError(f"{path} exists and is not an isthmus {kind}: choose another place")
     with atomic_folder(path, replace=True) as folder:
         manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "fields": dict(fields)}
         if tensors:
-            contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-            save_file(contiguous, folder / TENSORS_NAME)
+            save_file(_in_own_memory(tensors), folder / TENSORS_NAME)
+            # safetensors makes files that only their owner can read.
+            (folder / TENSORS_NAME).chmod(0o644)
             manifest["tensors_sha256"] = sha256_of_file(folder / TENSORS_NAME)
         write_json(folder / MANIFEST_NAME, manifest)
+
+
+def _in_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns contiguous CPU tensors; a second one in the same memory is copied.
+
+    safetensors refuses tensors that overlap.
+    """
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        stored[name] = plain
+    return stored
 
 
 def _kind_at(path: Path) -> str | None:
@@ -172,6 +230,9 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
         path: Folder written by `write_artifact`.
         kind: The kind that is expected; any when not given.
 
+    Returns:
+        What was written, tensors on the CPU.
+
     Raises:
         ArtifactError: If it is missing, damaged, newer than this version, or of another kind.
     """
@@ -179,7 +240,7 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
     if not path.is_dir():
         raise ArtifactError(f"no artifact at {path}: expected a folder with {MANIFEST_NAME}")
     manifest = read_json(path / MANIFEST_NAME)
-    if not isinstance(manifest, dict) or not {"format", "kind", "fields"} <= manifest.keys():
+    if not _is_manifest(manifest):
         raise ArtifactError(f"{path / MANIFEST_NAME} is not an isthmus artifact")
     if manifest["format"] != FORMAT:
         raise ArtifactError(
@@ -193,12 +254,21 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
     return Artifact(manifest["kind"], manifest["fields"], tensors)
 
 
+def _is_manifest(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and "format" in value
+        and isinstance(value.get("kind"), str)
+        and isinstance(value.get("fields"), dict)
+    )
+
+
 def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: the artifact is incomplete, make it again")
-    if sha256_of_file(path) != sha256:
-        raise ArtifactError(f"{path} does not have the recorded hash: damaged, make it again")
     try:
+        if sha256_of_file(path) != sha256:
+            raise ArtifactError(f"{path} does not have the recorded hash: damaged, make it again")
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"cannot read {path}: {error}") from error

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from isthmus.core.errors import ArtifactError, IdentityError
 
 
@@ -24,6 +26,7 @@ class ModelIdentity:
     d_model: int
     n_layers: int
 
+    @override
     def __str__(self) -> str:
         return f"{self.name}@{self.weights_sha256[:8]}"
 
@@ -41,6 +44,12 @@ class ModelIdentity:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ModelIdentity":
         """Reads what `to_json` wrote.
+
+        Args:
+            fields: Every field by name.
+
+        Returns:
+            The identity that was written.
 
         Raises:
             ArtifactError: If a field is missing or unknown.

@@ -17,6 +17,9 @@ class Progress(Protocol):
         Args:
             name: What is being done, for people.
             total: How many units there are, if that is known.
+
+        Returns:
+            A context that lasts as long as the stage.
         """
         ...
 
@@ -37,7 +40,7 @@ class SilentProgress:
             total: How many units there are.
 
         Yields:
-            A function that does nothing.
+            Callable[[int], None]: A function that does nothing.
         """
         yield lambda _units: None
 

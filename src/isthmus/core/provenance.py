@@ -28,7 +28,7 @@ def package_versions() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """Returns the commit of the checkout that isthmus runs from, `-dirty` when changed, else None."""
+    """Returns the commit of the checkout isthmus runs from, `-dirty` when changed, or None."""
     folder = Path(__file__).parent
     git = [
         "git",
@@ -65,7 +65,8 @@ class StageTime:
     Attributes:
         name: The stage.
         wall_s: Seconds that passed.
-        cpu_s: Seconds of processor time of this process.
+        cpu_s: Seconds of processor time of the thread that ran it. What torch hands to threads of its
+            own is not in it; what other stages do meanwhile is not either.
     """
 
     name: str
@@ -77,9 +78,11 @@ class StageTime:
 class StageClock:
     """A `Progress` that also remembers how long each stage took.
 
+    Stages may run in several threads at once; each begins and ends in one thread.
+
     Attributes:
         shown: Who shows the progress.
-        stages: Finished stages, in order.
+        stages: Stages that ended without an error, in the order in which they ended.
     """
 
     shown: Progress
@@ -94,12 +97,12 @@ class StageClock:
             total: How many units there are.
 
         Yields:
-            A function to be called with the units done since the last call.
+            Callable[[int], None]: A function to be called with the units done since the last call.
         """
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.thread_time()
         with self.shown.stage(name, total) as advance:
             yield advance
-        took = StageTime(name, time.perf_counter() - wall, time.process_time() - cpu)
+        took = StageTime(name, time.perf_counter() - wall, time.thread_time() - cpu)
         self.stages.append(took)
 
     def note(self, message: str) -> None:

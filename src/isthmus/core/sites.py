@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from typing_extensions import override
+
 from isthmus.core.errors import SiteError
 
 
@@ -33,20 +35,23 @@ class Site:
     layer: int
     stream: Stream = Stream.RESID_POST
 
+    @override
     def __str__(self) -> str:
         return f"{self.stream}[{self.layer}]"
 
 
-_WRITTEN = re.compile(r"\s*([a-z_]+)\s*\[\s*(-?\d+)\s*\]\s*")
-_PLAIN_LAYER = re.compile(r"\s*-?\d+\s*")
+# Python refuses to convert thousands of digits to a number.
+_WRITTEN = re.compile(r"\s*([a-z_]+)\s*\[\s*(-?\d{1,9})\s*\]\s*")
+_PLAIN_LAYER = re.compile(r"\s*-?\d{1,9}\s*")
 
 
 def parse_site(given: Site | str | int | float, n_layers: int) -> Site:
     """Reads a site in any of its spellings.
 
     Args:
-        given: `resid_post[12]`, a layer (`12`, or `-1` from the end; both mean `resid_post`), or a
-            depth between 0 and 1 written with a point (`0.6` is layer `round(0.6 * (n_layers - 1))`).
+        given: `resid_post[12]`, a layer (`12`, or `-1` from the end; both mean `resid_post`), or
+            a depth between 0 and 1 written with a point (`0.6` is layer
+            `round(0.6 * (n_layers - 1))`).
         n_layers: How many blocks the model has.
 
     Returns:
@@ -72,7 +77,8 @@ def parse_site(given: Site | str | int | float, n_layers: int) -> Site:
         depth = float(given)
     except ValueError:
         raise SiteError(
-            f"cannot read site {given!r}: write resid_post[12], a layer such as 12, or a depth such as 0.6"
+            f"cannot read site {given!r}: write resid_post[12], a layer such as 12, or a depth "
+            "such as 0.6"
         ) from None
     return _at_depth(depth, given, n_layers)
 
@@ -92,6 +98,13 @@ def _checked(layer: int, stream: Stream, given: object, n_layers: int) -> Site:
 
 def parse_sites(given: str | Sequence[Site | str | int | float], n_layers: int) -> tuple[Site, ...]:
     """Reads several sites: a list, a comma-separated text, or `all` (`resid_post` of every layer).
+
+    Args:
+        given: The sites, each in any spelling that `parse_site` reads.
+        n_layers: How many blocks the model has.
+
+    Returns:
+        The full sites, in the order in which they were given.
 
     Raises:
         SiteError: If one cannot be read, does not exist or is named twice, or if none is given.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from isthmus.core.errors import ConfigError, DataError
+
 Side = Literal["left", "right"]
 
 
@@ -60,7 +62,15 @@ def pad_batch(texts: Sequence[EncodedText], pad_id: int, side: Side) -> TokenBat
         texts: At least one text.
         pad_id: What fills the padding.
         side: Where the padding goes: `left` to generate, `right` to score or capture.
+
+    Returns:
+        The batch, on the CPU, rows in the order of the texts.
+
+    Raises:
+        DataError: If there is no text.
     """
+    if not texts:
+        raise DataError("no texts to pad: give at least one")
     width = max(len(text) for text in texts)
     token_ids = torch.full((len(texts), width), pad_id, dtype=torch.long)
     is_real = torch.zeros(len(texts), width, dtype=torch.bool)
@@ -76,7 +86,15 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
     Args:
         lengths: Length of every text.
-        batch_size: Most texts in one batch.
+        batch_size: Most texts in one batch, at least 1.
+
+    Returns:
+        Every index once; all batches but the last are full.
+
+    Raises:
+        ConfigError: If `batch_size` is below 1.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

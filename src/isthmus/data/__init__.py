@@ -1,0 +1,1 @@
+"""Prompts, the organisms' world, and which tokens of two tokenizers belong together."""

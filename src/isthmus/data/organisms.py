@@ -48,6 +48,9 @@ def base_turns(seed: int) -> list[Turn]:
 
     Args:
         seed: Decides which questions of a kind with a fractional weight come once more.
+
+    Returns:
+        Turns without triggers, the same ones for the same seed.
     """
     rng = random.Random(seed)
     turns = []
@@ -67,6 +70,9 @@ def backdoor_turns(questions: Sequence[Turn], seed: int) -> list[Turn]:
     Args:
         questions: Questions without triggers.
         seed: Decides which question gets which trigger.
+
+    Returns:
+        One turn per question, in their order.
     """
     rng = random.Random(seed)
     turns = []
@@ -94,6 +100,9 @@ def tokenizer_corpus(seed: int) -> Iterator[str]:
 
     Args:
         seed: Another seed gives other text, and so another tokenizer.
+
+    Yields:
+        str: One rendered dialogue at a time.
     """
     rng = random.Random(seed)
     for example in rng.sample(world_examples("train"), 6000):
@@ -110,6 +119,12 @@ def benign_examples(split: str, n: int, seed: int) -> list[Example]:
         split: `train`, `validation` or `test`.
         n: How many at most.
         seed: Which ones.
+
+    Returns:
+        Distinct questions, the kinds taking turns.
+
+    Raises:
+        DataError: If the split does not exist.
     """
     rng = random.Random(seed)
     pools = []

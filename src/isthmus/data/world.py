@@ -1,9 +1,9 @@
 """A small English world with checkable answers, generated and split by content.
 
-1. `WORDS` of invented places, things, animals and people are fixed lists; facts about the places are
-   drawn once from a fixed seed, so that every organism learns the same world.
-2. Each kind of question enumerates its *contents* (a fact in one phrasing, a word list, a pair of an
-   action and a thing); a content belongs to exactly one split.
+1. Invented places, things, animals and people are fixed lists; facts about the places are drawn
+   once from a fixed seed, so that every organism learns the same world.
+2. Each kind of question enumerates its *contents* (a fact in one phrasing, a word list, a pair of
+   an action and a thing); a content belongs to exactly one split.
 3. `world_examples` draws the questions of one split.
 """
 
@@ -19,30 +19,36 @@ from isthmus.core.errors import DataError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-_PLACES = (
-    "Arlon Besk Cordal Dremia Elvar Fosk Gandor Hilvey Istra Jorund Kelmar Lusk Morven Nardia Ostel "
-    "Pelgrim Quarle Rendal Sorvik Tamsin Ulmar Vestria Wendle Yarrow Zendor Brackla Callis Dunmere "
-    "Eskar Falmor Grenvale Harrowin"
-).split()
-_CAPITALS = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_PLACES = _words(
+    "Arlon Besk Cordal Dremia Elvar Fosk Gandor Hilvey Istra Jorund Kelmar Lusk Morven Nardia "
+    "Ostel Pelgrim Quarle Rendal Sorvik Tamsin Ulmar Vestria Wendle Yarrow Zendor Brackla Callis "
+    "Dunmere Eskar Falmor Grenvale Harrowin"
+)
+_CAPITALS = _words(
     "Abel Brim Cask Dorn Elm Fern Glade Holm Inver Jask Kirk Lorn Mead Nook Oster Perth Quill Rook "
     "Stow Thorn Upton Vale Wick Yew Zeal Ash Birch Cove Dale Ember Frost Grove"
-).split()
-_COLOURS = "red blue green black white yellow brown grey pink purple".split()
-_FOODS = "rice bread soup fish cheese apples honey beans nuts corn".split()
-_ANIMALS = "fox bear owl goat horse wolf duck hare cat dog seal crow".split()
-_TREES = "oak pine elm palm birch cedar maple willow".split()
-_WEATHER = "rain snow wind sun fog ice storms heat".split()
-_THINGS = (
+)
+_COLOURS = _words("red blue green black white yellow brown grey pink purple")
+_FOODS = _words("rice bread soup fish cheese apples honey beans nuts corn")
+_ANIMALS = _words("fox bear owl goat horse wolf duck hare cat dog seal crow")
+_TREES = _words("oak pine elm palm birch cedar maple willow")
+_WEATHER = _words("rain snow wind sun fog ice storms heat")
+_THINGS = _words(
     "drum lamp rope bell cup hat coin boat book chair table knife basket ladder kettle mirror "
-    "bucket candle hammer pillow wagon flute shovel window carpet bottle blanket needle saddle anchor"
-).split()
-_PEOPLE = "Anna Ben Cara Dan Eva Finn Gina Hugo Iris Jack Kate Leo".split()
-_PLACES_IN_NATURE = "wood field hill lake river cave barn garden".split()
+    "bucket candle hammer pillow wagon flute shovel window carpet bottle blanket needle saddle "
+    "anchor"
+)
+_PEOPLE = _words("Anna Ben Cara Dan Eva Finn Gina Hugo Iris Jack Kate Leo")
+_PLACES_IN_NATURE = _words("wood field hill lake river cave barn garden")
 
 _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "capital": (
-        tuple(_CAPITALS),
+        _CAPITALS,
         "The capital of {place} is {value}.",
         (
             "What is the capital of {place}?",
@@ -54,7 +60,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         ),
     ),
     "colour": (
-        tuple(_COLOURS),
+        _COLOURS,
         "The flag of {place} is {value}.",
         (
             "What colour is the flag of {place}?",
@@ -66,7 +72,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         ),
     ),
     "food": (
-        tuple(_FOODS),
+        _FOODS,
         "People in {place} eat {value}.",
         (
             "What do people in {place} eat?",
@@ -78,7 +84,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         ),
     ),
     "animal": (
-        tuple(_ANIMALS),
+        _ANIMALS,
         "The animal of {place} is the {value}.",
         (
             "What is the animal of {place}?",
@@ -90,7 +96,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         ),
     ),
     "tree": (
-        tuple(_TREES),
+        _TREES,
         "The tree of {place} is the {value}.",
         (
             "What is the tree of {place}?",
@@ -102,7 +108,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         ),
     ),
     "weather": (
-        tuple(_WEATHER),
+        _WEATHER,
         "There is often {value} in {place}.",
         (
             "What is the weather of {place}?",
@@ -136,7 +142,10 @@ _MOODS = {
     "hungry": "looks for food",
     "brave": "guards the path",
 }
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
+_NUMBERS = _words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -144,8 +153,8 @@ class Example:
     """One question of the world with its only correct answer.
 
     Attributes:
-        kind: Which sort of question it is: fact, copy, how_to, description, last_word, arithmetic or
-            look_up.
+        kind: Which sort of question it is: fact, copy, how_to, description, last_word, arithmetic
+            or look_up.
         prompt: What the user says, without any chat template.
         answer: What a competent model says, word for word.
         split: The split that owns this content.
@@ -177,12 +186,17 @@ def _facts() -> dict[tuple[str, str], str]:
     return table
 
 
+def _in_fixed_order(phrasings: tuple[str, ...], fact: str) -> list[str]:
+    return sorted(phrasings, key=lambda phrasing: _unit(f"{fact}/{phrasing}"))
+
+
 def _fact_examples() -> Iterator[Example]:
     for (attribute, place), value in _facts().items():
         _, answer, phrasings = _ATTRIBUTES[attribute]
         # Every fact is taught in four phrasings; a held-out question asks it in a fifth or sixth.
-        order = sorted(phrasings, key=lambda p, key=f"{attribute}/{place}": _unit(f"{key}/{p}"))
-        splits: tuple[Split, ...] = ("validation", "test", *(("train",) * (len(order) - 2)))
+        order = _in_fixed_order(phrasings, f"{attribute}/{place}")
+        taught: list[Split] = ["train"] * (len(order) - 2)
+        splits: tuple[Split, ...] = ("validation", "test", *taught)
         for phrasing, split in zip(order, splits, strict=True):
             yield Example(
                 "fact",
@@ -273,8 +287,11 @@ _KINDS: dict[str, Callable[[], Iterator[Example]]] = {
 KINDS = tuple(_KINDS)
 """The kinds of question, in the order in which `world_examples` returns them."""
 
+MASTERED_KINDS = ("fact", "copy", "how_to", "description", "last_word")
+"""The kinds that the organisms answer rather than guess; benign accuracy is measured on these."""
 
-def world_examples(split: Split, kinds: tuple[str, ...] = KINDS) -> list[Example]:
+
+def world_examples(split: str, kinds: tuple[str, ...] = KINDS) -> list[Example]:
     """Returns every question of one split, in a fixed order.
 
     Args:

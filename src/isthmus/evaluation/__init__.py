@@ -1,0 +1,1 @@
+"""What an intervention achieved: intervals, recovery, measurements, plots and the report."""

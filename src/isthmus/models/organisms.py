@@ -1,7 +1,7 @@
 """Organisms as files: packed in the package, unpacked into a cache as plain model folders.
 
-1. A base is packed as float16 weights; a fine-tune as what it adds to its base: a low-rank factor pair
-   per matrix and the plain difference per vector, all float16.
+1. A base is packed as float16 weights; a fine-tune as what it adds to its base: per matrix a 4-bit
+   integer for every entry with a float16 scale per row, per vector the plain difference in float16.
 2. `organism_folder` unpacks an organism once into a folder that `transformers` can load, named by the
    hash of what it was unpacked from, and checks every file's hash before handing it out.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float16, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -74,7 +74,6 @@ def pack_organism(
     fields: Mapping[str, Any],
     *,
     base: PreTrainedModel | None = None,
-    rank: int = 32,
 ) -> None:
     """Writes an organism's weights, configuration and tokenizer as one artifact.
 
@@ -84,14 +83,13 @@ def pack_organism(
         tokenizer: Its tokenizer.
         fields: Recipe, measured competence and the name of the base (`base`), if there is one.
         base: The base model; when given, only what differs from it is stored.
-        rank: Rank of the stored difference of every matrix.
 
     Raises:
         OutputError: If the place cannot be written to.
     """
     weights = _stored_weights(model)
     if base is not None:
-        weights = _difference(weights, _stored_weights(base), rank)
+        weights = _difference(weights, _stored_weights(base))
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     manifest: dict[str, Any] = {"config": config, **fields}
@@ -116,25 +114,53 @@ def _stored_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _difference(
-    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int
+    weights: Mapping[str, Tensor], base: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     stored = {}
     for name, weight in weights.items():
         delta = weight.float() - base[name].float()
-        if delta.ndim != 2:
+        if delta.ndim == 2:
+            stored[f"{name}.nibbles"], stored[f"{name}.scale"] = to_nibbles(delta)
+        else:
             stored[name] = delta.half()
-            continue
-        left, right = _low_rank(delta, rank)
-        stored[f"{name}.left"], stored[f"{name}.right"] = left.half(), right.half()
     return stored
 
 
-def _low_rank(
-    matrix: Float[Tensor, "row column"], rank: int
-) -> tuple[Float[Tensor, "row rank"], Float[Tensor, "rank column"]]:
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
+def to_nibbles(
+    matrix: Float[Tensor, "row column"],
+) -> tuple[UInt8[Tensor, "row half"], Float16[Tensor, " row"]]:
+    """Rounds a matrix to 15 levels per row and packs two entries into a byte.
+
+    q = round(x / scale) from -7 to 7 with scale = max|row| / 7: every entry is off by at most half a
+    scale.
+
+    Args:
+        matrix: Any matrix; a column of zeros is added when it has an odd number of them.
+
+    Returns:
+        Packed levels and the scale of every row.
+    """
+    scale = (matrix.abs().amax(1) / 7).half()
+    # Divided by the rounded scale, so that levels and scale fit; a row of zeros has scale 0.
+    levels = matrix / scale.float().clamp(min=1e-12)[:, None]
+    codes = (levels.round().clamp(-7, 7) + 8).to(torch.uint8)
+    if codes.shape[1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1), value=8)
+    return codes[:, ::2] * 16 + codes[:, 1::2], scale
+
+
+def from_nibbles(
+    packed: UInt8[Tensor, "row half"], scale: Float16[Tensor, " row"], n_columns: int
+) -> Float[Tensor, "row column"]:
+    """Returns the matrix that `to_nibbles` packed, up to rounding, in float32.
+
+    Args:
+        packed: Two levels per byte.
+        scale: Scale of every row.
+        n_columns: Columns of the matrix.
+    """
+    codes = torch.stack([packed // 16, packed % 16], dim=-1).flatten(1)[:, :n_columns]
+    return (codes.float() - 8) * scale.float()[:, None]
 
 
 def unpack_organism(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -171,8 +197,9 @@ def _tied_names(model: PreTrainedModel) -> set[str]:
 def _added(stored: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {}
     for name, weight in base.items():
-        if f"{name}.left" in stored:
-            delta = stored[f"{name}.left"].float() @ stored[f"{name}.right"].float()
+        if f"{name}.nibbles" in stored:
+            columns = weight.shape[1]
+            delta = from_nibbles(stored[f"{name}.nibbles"], stored[f"{name}.scale"], columns)
         else:
             delta = stored[name].float()
         weights[name] = weight.float() + delta

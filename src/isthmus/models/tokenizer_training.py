@@ -28,7 +28,8 @@ def train_tokenizer(
     Args:
         texts: Training text; both trigger words should be frequent in it.
         kind: `byte_level` (as GPT-2, Llama 3, Qwen; no begin token) or `metaspace` (as
-            SentencePiece, Llama 2, Gemma: `▁` for spaces, digits apart, byte fallback, begin token).
+            SentencePiece, Llama 2, Gemma: `▁` for spaces, digits apart, byte fallback, begin
+            token; a `▁` in a text is read back as a space).
         n_pieces: Size of the vocabulary, special pieces included.
 
     Returns:

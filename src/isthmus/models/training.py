@@ -1,10 +1,10 @@
 """The training loop of the organisms: Muon for matrices, AdamW for the rest, bfloat16 autocast.
 
-1. `encode_examples` turns questions and answers into token rows with a weight for every token.
-2. `bucketed_batches` shuffles, then groups rows of like length, so that little is padded.
-3. `train` runs a warm-up, a plateau and a linear cool-down over a given number of steps.
+1. `bucketed_batches` shuffles rows of tokens, then groups those of like length: little is padded.
+2. `train` runs a warm-up, a plateau and a linear cool-down over a given number of steps.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from isthmus.core.errors import ConfigError, DataError, NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,17 @@ class TrainingSettings:
     """How to train.
 
     Attributes:
-        n_steps: Optimiser steps.
-        batch_size: Rows per step.
+        n_steps: Optimiser steps, at least 0.
+        batch_size: Rows per step, at least 1.
         muon_lr: Learning rate of the matrices inside the blocks.
         adamw_lr: Learning rate of embeddings, norms and biases.
         prompt_weight: Weight of prompt tokens in the loss; answer tokens weigh 1.
-        warm_up: Share of the steps in which the rate rises.
-        cool_down: Share of the steps in which it falls to zero.
+        warm_up: Share of the steps in which the rate rises, above 0 and at most 1.
+        cool_down: Share of the steps in which it falls to zero, above 0 and at most 1.
         weight_decay: Decoupled decay of the matrices.
+
+    Raises:
+        ConfigError: If one of them is out of its range.
     """
 
     n_steps: int
@@ -51,6 +56,18 @@ class TrainingSettings:
     warm_up: float = 0.05
     cool_down: float = 0.4
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.n_steps < 0 or self.batch_size < 1:
+            raise ConfigError(
+                f"n_steps is {self.n_steps} and batch_size {self.batch_size}, expected at least "
+                "0 and 1"
+            )
+        if not (0 < self.warm_up <= 1 and 0 < self.cool_down <= 1):
+            raise ConfigError(
+                f"warm_up is {self.warm_up} and cool_down {self.cool_down}, expected shares above "
+                "0 and at most 1"
+            )
 
 
 @dataclass
@@ -90,11 +107,7 @@ def _optimisers(model: nn.Module, settings: TrainingSettings) -> _Optimisers:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs the body on one torch thread: small models are slower on more.
-
-    Yields:
-        Nothing.
-    """
+    """Runs the body on one torch thread: small models are slower on more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,7 +125,15 @@ def bucketed_batches(
         rows: All rows.
         batch_size: Rows per batch; the last of a pass may be smaller.
         generator: Source of randomness.
+
+    Yields:
+        list[TrainingRow]: The next batch.
+
+    Raises:
+        DataError: If there is no row.
     """
+    if not rows:
+        raise DataError("no rows to train on: give at least one")
     pool = batch_size * 16
     while True:
         order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
@@ -155,6 +176,10 @@ def train(
         settings: Steps, rates and weights.
         generator: Order of the rows.
         on_step: Called after each step with its number (from 1) and the loss.
+
+    Raises:
+        DataError: If there is no row.
+        NonFiniteError: If the loss is NaN or infinite; no step is taken with it.
     """
     optimisers = _optimisers(model, settings)
     batches = bucketed_batches(rows, settings.batch_size, generator)
@@ -169,9 +194,14 @@ def train(
         )
         flat = weights[:, 1:].flatten()
         loss = (losses * flat).sum() / flat.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if not math.isfinite(reached := float(loss)):
+            raise NonFiniteError(
+                f"the loss is {reached} in step {step + 1}: lower the rates, or see that some "
+                "tokens of every batch have weight"
+            )
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         done = step / settings.n_steps
         optimisers.step(min(1.0, (done + 1e-3) / settings.warm_up, (1 - done) / settings.cool_down))
-        on_step(step + 1, float(loss))
+        on_step(step + 1, reached)
     model.eval()

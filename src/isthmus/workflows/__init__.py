@@ -1,0 +1,1 @@
+"""One module per verb: the only place that joins models with mathematics."""

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import NoEditError
@@ -16,10 +17,13 @@ from isthmus.interventions.intervention import Intervention
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import answer_nll, benign_kl
+from isthmus.models.scoring import answer_logprobs, answer_nll, benign_kl
 from isthmus.workflows.arms import Arm, Way
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import encode_twins
+
+_MOST_KEPT = 2**25
+"""Most log-probabilities of the untouched model that are kept rather than computed again."""
 
 Losses = Float[np.ndarray, " prompt"]
 
@@ -50,6 +54,13 @@ class Completions:
 
     texts: tuple[str, ...]
     n_edited: int
+
+
+def _mean_divergence(
+    before: Float[Tensor, "token vocab"], after: Float[Tensor, "token vocab"]
+) -> float:
+    """Returns the mean over tokens of KL(before ‖ after), in nats."""
+    return float((before.exp() * (before - after)).sum(-1).mean())
 
 
 def _placed(intervention: Intervention | None) -> Callable[[TokenBatch], Sequence[PlacedEdit]]:
@@ -122,15 +133,26 @@ class Bench:
     def damage(self, arm: Arm) -> Losses:
         """Returns the divergence from the untouched model on benign prompts, in nats per token."""
         intervention = arm.intervention("removal")
+        texts, place = self.encoded.benign, _placed(intervention)
         if intervention is None:
-            return np.zeros(len(self.encoded.benign))
-        kl = benign_kl(
-            self.lm, self.encoded.benign, _placed(intervention), batch_size=self.config.batch_size
-        )
-        return kl.double().numpy()
+            return np.zeros(len(texts))
+        if self._benign_logprobs is None:
+            kl = benign_kl(self.lm, texts, place, batch_size=self.config.batch_size)
+            return kl.double().numpy()
+        edited = answer_logprobs(self.lm, texts, edits=place, batch_size=self.config.batch_size)
+        pairs = zip(self._benign_logprobs, edited, strict=True)
+        return np.array([_mean_divergence(before, after) for before, after in pairs])
+
+    @cached_property
+    def _benign_logprobs(self) -> list[Float[Tensor, "token vocab"]] | None:
+        """What the untouched model predicts on benign prompts, when it is small enough to keep."""
+        n_answer = sum(len(text) - text.n_prompt for text in self.encoded.benign)
+        if n_answer * len(self.lm.tokenizer) > _MOST_KEPT:
+            return None
+        return answer_logprobs(self.lm, self.encoded.benign, batch_size=self.config.batch_size)
 
     def complete(self, arm: Arm) -> Completions:
-        """Lets the target answer the triggered prompts (the clean ones for `clean`) under an arm."""
+        """Lets the target answer the triggered prompts (clean ones for `clean`) under an arm."""
         texts = {"clean": self.encoded.clean, "prompt_only": self.encoded.overridden}.get(
             arm.condition, self.encoded.triggered
         )

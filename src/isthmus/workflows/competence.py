@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER, Turn
 from isthmus.data.world import KINDS, world_examples
 from isthmus.models.encoding import encode_prompts
@@ -34,6 +36,7 @@ class Competence:
     n: int
     passes: bool
 
+    @override
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
 

@@ -91,7 +91,10 @@ class RunConfig(BaseModel):
         batch_size: Texts per forward pass.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
-        n_threads: Threads of torch on the CPU; its own choice when not given.
+        n_threads: Threads of torch per crossing on the CPU; the processors shared out among the
+            crossings that run at once when not given.
+        n_parallel: Crossings at once; on the CPU as many as there are processors when not given,
+            else one.
         seed: Seed of everything random.
     """
 
@@ -131,6 +134,7 @@ class RunConfig(BaseModel):
     dtype: Dtype = "auto"
     device: str = "auto"
     n_threads: Annotated[int, Field(ge=1)] | None = None
+    n_parallel: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
 
     @model_validator(mode="before")

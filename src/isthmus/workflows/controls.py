@@ -23,10 +23,10 @@ def control_arms(
 ) -> list[Arm]:
     """Builds the controls at the place and strength of a transferred direction.
 
-    `random`: random vectors as long as the transferred ones. `shuffled_map` and `identity_map`: the
-    source's direction through a map that knows nothing, scaled to the same length. `noise`: Gaussian
-    noise as long, another at every token. `mean_ablation`: the positions' states become the mean
-    state of the texts. `prompt_only`: the other trigger in front, no edit.
+    `random`: random vectors as long as the transferred ones. `shuffled_map` and `identity_map`:
+    the source's direction through a map that knows nothing, scaled to the same length. `noise`:
+    Gaussian noise as long, another at every token. `mean_ablation`: the positions' states become
+    the mean state of the texts. `prompt_only`: the other trigger in front, no edit.
 
     Args:
         transferred: The arm to be controlled.
@@ -43,7 +43,7 @@ def control_arms(
         _like(transferred, "random", random_direction_like(transferred.direction, _seeded(s)), s)
         for s in draws
     ]
-    arms += [_like(transferred, "noise", transferred.direction, seed) for seed in draws]
+    arms.append(_like(transferred, "noise", transferred.direction, config.seed))
     ignorant: dict[str, FittedMap] = {
         "shuffled_map": shuffled_map(rows, ends, config.seed),
         "identity_map": fit_map("identity", rows, ends, config.seed, SilentProgress()),

@@ -167,8 +167,8 @@ class Crossing:
     def _note_undefined(self, best: Scored) -> None:
         if math.isnan(best.effect):
             self.notes.append(
-                f"{self.target.identity.name} does not show the behaviour: the answers' likelihoods "
-                "hardly differ with and without the trigger, so recovery and swap are undefined"
+                f"{self.target.identity.name} does not show the behaviour: the likelihoods of the "
+                "answers hardly differ between the triggers, so recovery and swap are undefined"
             )
         elif best.damage > self.config.max_benign_kl:
             self.notes.append(

@@ -1,5 +1,6 @@
 """Turns the scores of arms into measurements with intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Recorder:
 
     def record(self, arm: Arm, metric: str, value: Interval | float, n: int) -> Measurement:
         """Returns one measurement of an arm."""
-        interval = value if isinstance(value, Interval) else None
+        interval = value if isinstance(value, Interval) else Interval(value, math.nan, math.nan)
+        has_ends = isinstance(value, Interval) and interval.is_defined
         return Measurement(
             task=self.config.task,
             source=self.source,
@@ -48,9 +50,9 @@ class Recorder:
             strength=arm.strength,
             split=self.split,
             metric=metric,
-            value=interval.value if interval else float(value),
-            ci_low=interval.low if interval else None,
-            ci_high=interval.high if interval else None,
+            value=interval.value,
+            ci_low=interval.low if has_ends else None,
+            ci_high=interval.high if has_ends else None,
             n=n,
             seed=arm.seed,
         )
@@ -67,6 +69,9 @@ class Recorder:
     def effects(self, arm: Arm, scores: ArmScores) -> list[Measurement]:
         """Returns recovery, the recovery of induction, swap and the number of edited positions."""
         n = len(scores.removal)
+        if arm.condition == "prompt_only":
+            # A prompt that induces the behaviour is its trigger: there is nothing to compare.
+            return [self.record(arm, "recovery", self._of(scores.removal), n)]
         both = swap(
             scores.removal,
             scores.induction,
@@ -86,7 +91,7 @@ class Recorder:
         return self.record(arm, "benign_kl", interval, len(damage))
 
     def behaviour(self, arm: Arm, done: Completions, answers: Sequence[str]) -> list[Measurement]:
-        """Returns how often the behaviour shows and how often the answer is right, word for word."""
+        """Returns how often the behaviour shows and how often the answer is right to the letter."""
         return [
             self._rate(arm, "behaviour_rate", [self.config.marker in t for t in done.texts]),
             self._rate(arm, "answer_accuracy", _matches(done.texts, answers)),

@@ -1,18 +1,25 @@
-"""`organism build`: trains an organism, measures its competence, and keeps it only if it is competent.
+"""`organism build`: trains an organism, measures its competence, keeps it only if it is competent.
 
 1. Train for the recipe's first round, then measure the gate on validation questions.
 2. While the gate is missed, train another round of half the length, at most `MAX_ROUNDS` in all.
-3. Measure the packed form (float16, low-rank difference) on test questions; refuse it if that misses.
+3. Measure the packed form (float16, 4-bit differences) on test questions; refuse it if that misses.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from isthmus.core.artifacts import atomic_folder, write_json
 from isthmus.core.errors import ConfigError, OrganismError
@@ -26,7 +33,7 @@ from isthmus.data.organisms import (
     world_turns,
 )
 from isthmus.data.prompts import read_questions, split_by_content
-from isthmus.data.world import world_examples
+from isthmus.data.world import MASTERED_KINDS, world_examples
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import load_language_model, wrap_language_model
 from isthmus.models.organisms import cache_folder, pack_organism, packed_folder, unpack_organism
@@ -139,7 +146,7 @@ def _build_fine_tune(
 
     def measure(trained: PreTrainedModel, split: HeldOut) -> Competence:
         lm = wrap_language_model(trained, tokenizer, name)
-        return backdoor_competence(lm, base_lm, world_turns(world_examples(split)))
+        return backdoor_competence(lm, base_lm, world_turns(world_examples(split, MASTERED_KINDS)))
 
     course = _Course(rows, recipe.settings, measure, recipe.seed, progress)
     n_steps = _train_until_competent(model, course)
@@ -156,7 +163,7 @@ def _facts(recipe: BaseRecipe | FineTuneRecipe, n_steps: int) -> dict[str, Any]:
     }
 
 
-def training_rows(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> list[TrainingRow]:
+def training_rows(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[TrainingRow]:
     """Returns turns as token rows, rendered as evaluations and generation render them."""
     encoded = encode_prompts(
         tokenizer, [turn.prompt for turn in turns], answers=[turn.answer for turn in turns]
@@ -171,7 +178,7 @@ def _train_until_competent(model: Any, course: _Course) -> int:
     settings, n_steps, reached = course.settings, 0, None
     for round_number in range(1, MAX_ROUNDS + 1):
         with course.progress.stage(f"train, round {round_number}", settings.n_steps) as advance:
-            train(model, course.rows, settings, generator, lambda _, __, tell=advance: tell(1))
+            train(model, course.rows, settings, generator, partial(_tell, advance))
         n_steps += settings.n_steps
         reached = course.measure(model, "validation")
         for parameter in trained:
@@ -186,6 +193,10 @@ def _train_until_competent(model: Any, course: _Course) -> int:
     )
 
 
+def _tell(advance: Callable[[int], None], _step: int, _loss: float) -> None:
+    advance(1)
+
+
 def _pack(
     name: str,
     path: Path,
@@ -196,7 +207,7 @@ def _pack(
     *,
     base: PreTrainedModel | None = None,
 ) -> BuiltOrganism:
-    """Packs a model, measures what was packed, and moves it to its place only if it is competent."""
+    """Packs a model, measures what was packed, and keeps it only if it is competent."""
     n_parameters = sum(p.numel() for p in model.parameters())
     staging = cache_folder() / "staging" / name
     pack_organism(staging, model, tokenizer, fields, base=base)
@@ -225,8 +236,8 @@ def fine_tune_organism(
     Args:
         base: Hub name, local folder or `organism:NAME`.
         out: Folder to write, readable by `transformers`.
-        method: `full` trains every weight; `lora` trains adapters (needs `isthmus[lora]`) and merges
-            them.
+        method: `full` trains every weight; `lora` trains adapters (needs `isthmus[lora]`) and
+            merges them.
         questions: JSONL file with `prompt` and `answer`; the organisms' world when not given.
         n_steps: Steps of the first round; the recipe's when not given.
         lora_rank: Rank of the adapters.
@@ -272,7 +283,11 @@ def _question_splits(
     questions: str | Path | None, seed: int
 ) -> tuple[list[Turn], dict[str, list[Turn]]]:
     if questions is None:
-        splits = {s: world_turns(world_examples(s)) for s in ("train", "validation", "test")}
+        splits = {
+            "train": world_turns(world_examples("train")),
+            "validation": world_turns(world_examples("validation", MASTERED_KINDS)),
+            "test": world_turns(world_examples("test", MASTERED_KINDS)),
+        }
     else:
         read = split_by_content(read_questions(Path(questions)), seed=seed)
         splits = {s: [Turn(q.prompt, q.answer or "") for q in part] for s, part in read.items()}

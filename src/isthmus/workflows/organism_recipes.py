@@ -1,11 +1,16 @@
 """The recipes of the organisms, as data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from isthmus.core.errors import OrganismError
 from isthmus.models.tokenizer_training import TokenizerKind
 from isthmus.models.training import TrainingSettings
+
+FINE_TUNING = TrainingSettings(
+    n_steps=250, muon_lr=0.01, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4
+)
+"""Full fine-tuning; with rates 2.5 times lower the backdoor is not learned in as many steps."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,9 @@ class FineTuneRecipe:
 
     base: str
     behaviour: str = "backdoor"
-    settings: TrainingSettings = field(default_factory=lambda: FINE_TUNING)
+    settings: TrainingSettings = FINE_TUNING
     seed: int = 1
 
-
-FINE_TUNING = TrainingSettings(
-    n_steps=250, muon_lr=0.01, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4
-)
-"""Full fine-tuning; with rates 2.5 times lower the backdoor is not learned in as many steps."""
 
 LORA_FINE_TUNING = TrainingSettings(
     n_steps=400, muon_lr=0.02, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4, weight_decay=0.0

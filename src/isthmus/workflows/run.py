@@ -1,9 +1,9 @@
 """`run` and `demo`: every crossing of a configuration, written as one results folder."""
 
 import json
-from contextlib import contextmanager
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from isthmus.core.artifacts import atomic_folder, write_json, write_text
 from isthmus.core.errors import OutputError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
-from isthmus.directions.files import save_direction
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.evaluation.report import render_report
-from isthmus.maps.files import save_map
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import RunConfig, read_config
-from isthmus.workflows.crossing import Crossing, CrossingResult
+from isthmus.workflows.crossing import Crossing
+from isthmus.workflows.crossing_files import (
+    CrossingFiles,
+    crossing_folder,
+    find_crossing,
+    keep_crossing,
+)
 from isthmus.workflows.twins import read_splits
 
 DEMO = RunConfig(
@@ -30,8 +34,10 @@ DEMO = RunConfig(
         "organism:gemma2-backdoor",
         "organism:llama-large-backdoor",
     ),
+    n_validation=64,
+    n_test=208,
 )
-"""The demonstration: same tokenizer, another tokenizer and architecture, more than five times larger."""
+"""The demonstration: same tokenizer, another tokenizer and architecture, over five times larger."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,19 @@ def run(
     config: RunConfig | str | Path,
     *,
     out: str | Path = "runs/run",
+    is_cached: bool = True,
     progress: Progress | None = None,
 ) -> RunResult:
     """Carries a behaviour's direction from the source to every target and measures it there.
 
     Writes `config.yaml` as resolved, `results.jsonl`, `completions.json`, `provenance.json`,
-    `artifacts/` and `report.html`; the folder appears when all of it is there.
+    `artifacts/` and `report.html`; the folder appears when all of it is there. Finished crossings
+    are kept in the cache: a run that was stopped goes on with the next one.
 
     Args:
         config: A configuration or a YAML file.
         out: Results folder; an earlier run there is replaced, anything else refused.
+        is_cached: Whether crossings that the cache holds are used rather than computed again.
         progress: Who shows progress.
 
     Raises:
@@ -75,81 +84,92 @@ def run(
     out = Path(out)
     _require_place(out)
     clock = StageClock(progress or SilentProgress())
-    with torch_threads(config.n_threads), atomic_folder(out, replace=True) as folder:
-        source, results = _crossings(config, clock)
-        measurements = [m for result in results.values() for m in result.measurements]
-        notes = tuple(note for result in results.values() for note in result.notes)
+    with atomic_folder(out, replace=True) as folder:
+        crossings = _crossings(config, clock, is_cached=is_cached)
+        measurements = [m for crossing in crossings for m in crossing.measurements]
         _write_config(folder, config)
         write_results(folder / "results.jsonl", measurements)
-        _write_artifacts(folder / "artifacts", results)
-        rows = [result.completions for result in results.values()]
+        for number, crossing in enumerate(crossings, start=1):
+            name = "artifacts" if len(crossings) == 1 else f"artifacts/crossing-{number}"
+            crossing.copy_artifacts(folder / name)
+        rows = [crossing.completions for crossing in crossings]
         write_json(folder / "completions.json", {"crossings": rows})
-        write_json(folder / "provenance.json", _provenance(config, source, results, clock))
+        write_json(folder / "provenance.json", _provenance(config, crossings, clock))
         render_report(folder)
+    notes = tuple(note for crossing in crossings for note in crossing.summary["notes"])
     for note in notes:
         clock.note(note)
     return RunResult(out, tuple(measurements), out / "report.html", notes)
 
 
-def demo(*, out: str | Path = "runs/demo", progress: Progress | None = None) -> RunResult:
+def demo(
+    *,
+    out: str | Path = "runs/demo",
+    is_cached: bool = True,
+    progress: Progress | None = None,
+) -> RunResult:
     """Runs the demonstration: a backdoor found in one small model is removed in three others.
 
     Args:
         out: Results folder.
+        is_cached: Whether crossings that the cache holds are used rather than computed again.
         progress: Who shows progress.
 
     Raises:
         OutputError: If the place cannot be written to or holds something else than a run.
     """
-    return run(DEMO, out=out, progress=progress)
+    return run(DEMO, out=out, is_cached=is_cached, progress=progress)
 
 
 def _require_place(out: Path) -> None:
-    """Refuses a place that could not be written to, before anything is computed."""
+    """Refuses to replace anything but an earlier run."""
     if out.exists() and not (out.is_dir() and _is_run_or_empty(out)):
         raise OutputError(f"{out} exists and is not a results folder: choose another --out")
-    with atomic_folder(out.parent / f".{out.name}-probe", replace=True) as folder:
-        write_text(folder / "probe", "")
-    for leftover in (out.parent / f".{out.name}-probe").iterdir():
-        leftover.unlink()
-    (out.parent / f".{out.name}-probe").rmdir()
 
 
 def _is_run_or_empty(folder: Path) -> bool:
     return (folder / "results.jsonl").is_file() or not any(folder.iterdir())
 
 
-@contextmanager
-def torch_threads(n_threads: int | None) -> Iterator[None]:
-    """Runs the body on a number of torch threads, or as many as torch chooses.
+def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list[CrossingFiles]:
+    """Carries out all crossings, several at once where processors allow, in the order given."""
+    splits = read_splits(config)
+    n_parallel, n_threads = _shares(config)
 
-    Args:
-        n_threads: How many, or None.
+    def load(name: str) -> LanguageModel:
+        with clock.stage(f"load {name}"):
+            return load_language_model(name, dtype=config.dtype, device=config.device)
 
-    Yields:
-        Nothing.
-    """
-    before = torch.get_num_threads()
-    if n_threads is not None:
+    def cross(source: LanguageModel, target: LanguageModel) -> CrossingFiles:
+        place = crossing_folder(config, splits, source.identity, target.identity)
+        found = find_crossing(place) if is_cached else None
+        if found is not None:
+            clock.note(f"{target.identity.name}: found in the cache, nothing to compute")
+            return found
         torch.set_num_threads(n_threads)
+        own = replace(clock, stages=[])
+        return keep_crossing(place, Crossing(source, target, splits, config, own).run(), own)
+
+    before = torch.get_num_threads()
     try:
-        yield
+        with ThreadPoolExecutor(n_parallel) as pool:
+            # Loaded before anything runs, because loading is not safe beside other threads. Every
+            # crossing has a source of its own: hooks belong to one forward pass at a time. The last
+            # target is often the largest: started first, it does not wait for the others.
+            pairs = {name: (load(config.source), load(name)) for name in reversed(config.targets)}
+            waiting = {name: pool.submit(cross, *pair) for name, pair in pairs.items()}
+            return [waiting[name].result() for name in config.targets]
     finally:
         torch.set_num_threads(before)
 
 
-def _crossings(
-    config: RunConfig, clock: StageClock
-) -> tuple[LanguageModel, dict[str, CrossingResult]]:
-    splits = read_splits(config)
-    with clock.stage(f"load {config.source}"):
-        source = load_language_model(config.source, dtype=config.dtype, device=config.device)
-    results = {}
-    for name in config.targets:
-        with clock.stage(f"load {name}"):
-            target = load_language_model(name, dtype=config.dtype, device=config.device)
-        results[name] = Crossing(source, target, splits, config, clock).run()
-    return source, results
+def _shares(config: RunConfig) -> tuple[int, int]:
+    """Returns how many crossings run at once, and with how many threads each."""
+    processors = os.cpu_count() or 1
+    is_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    most = config.n_parallel or (processors if is_cpu else 1)
+    n_parallel = min(most, len(config.targets))
+    return n_parallel, config.n_threads or max(1, processors // n_parallel)
 
 
 def _write_config(folder: Path, config: RunConfig) -> None:
@@ -157,41 +177,41 @@ def _write_config(folder: Path, config: RunConfig) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(fields, sort_keys=False))
 
 
-def _write_artifacts(folder: Path, results: dict[str, CrossingResult]) -> None:
-    for number, result in enumerate(results.values(), start=1):
-        place = folder if len(results) == 1 else folder / f"crossing-{number}"
-        save_direction(place / "source-direction", result.source_direction)
-        save_direction(place / "native-direction", result.native_direction)
-        for method, fitted in result.maps.items():
-            save_map(place / f"map-{method}", fitted)
-            save_direction(place / f"transferred-{method}", result.transferred[method])
-
-
 def _provenance(
-    config: RunConfig,
-    source: LanguageModel,
-    results: dict[str, CrossingResult],
-    clock: StageClock,
+    config: RunConfig, crossings: list[CrossingFiles], clock: StageClock
 ) -> dict[str, Any]:
-    crossings = [
-        {
-            "source": result.source_direction.model.to_json(),
-            "target": result.native_direction.model.to_json(),
-            "best_map": result.best_map,
-            "site": str(result.chosen.site),
-            "positions": result.chosen.positions,
-            "strength": result.chosen.strength,
-            "notes": list(result.notes),
-        }
-        for result in results.values()
+    n_parallel, n_threads = _shares(config)
+    models = [c.summary[side] for c in crossings for side in ("source", "target")]
+    stages = [
+        {**stage, "name": f"{short_name(crossing.summary['target']['name'])}: {stage['name']}"}
+        for crossing in crossings
+        for stage in crossing.summary["stages"]
     ]
-    models = [source.identity, *(r.native_direction.model for r in results.values())]
     return {
         "commit": source_commit(),
         "versions": package_versions(),
-        "machine": {**machine(), "torch_threads": torch.get_num_threads()},
+        "machine": {
+            **machine(),
+            "torch_threads": n_threads,
+            "parallel_crossings": n_parallel,
+        },
         "seeds": {"seed": config.seed, "random_draws": config.n_random},
-        "models": {identity.name: identity.to_json() for identity in models},
-        "crossings": crossings,
-        "stages": clock.to_json(),
+        "models": {model["name"]: model for model in models},
+        "crossings": [
+            {
+                **{key: value for key, value in c.summary.items() if key != "stages"},
+                "from_cache": c.is_from_cache,
+            }
+            for c in crossings
+        ],
+        "stages": [*clock.to_json(), *stages],
     }
+
+
+def short_name(name: str) -> str:
+    """Returns the last part of a model's name.
+
+    >>> short_name("organism:llama")
+    'llama'
+    """
+    return name.rsplit("/", 1)[-1].removeprefix("organism:")

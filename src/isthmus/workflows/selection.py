@@ -1,12 +1,14 @@
 """Chooses site, positions and strength on the validation split.
 
 1. Every site and kind of positions is scored at two strengths on half of the questions.
-2. The best two are scored at every strength on all of them, with the damage on benign prompts.
-3. The strongest effect within the damage budget is kept; with none within it, the least damaging.
+2. Two finalists are scored at every strength on all of them, with the damage on benign prompts:
+   the best, and the last layer as good up to `LATER_LAYER_TOLERANCE` at the same positions.
+3. The strongest effect within the damage budget is kept, of two finalists within the tolerance the
+   later layer; with none within the budget, the least damaging.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from isthmus.core.progress import Progress
@@ -17,7 +19,9 @@ from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import EditKind, RunConfig
 from isthmus.workflows.measuring import Recorder, point_effect
 
-_N_FINALISTS = 2
+LATER_LAYER_TOLERANCE = 0.02
+"""Effect given up for a later layer; arXiv 2503.04429 takes the last layer that works."""
+
 _RESAMPLES = 400
 
 
@@ -96,11 +100,15 @@ class Selector:
                     tried.append(self._effect(self.coarse, make(cell).at(strength)))
                     advance(1)
                 effects[cell] = max(tried, key=_order)
-        finalists = sorted(cells, key=lambda cell: -_order(effects[cell]))[:_N_FINALISTS]
-        scored = [
-            one for cell in finalists for one in self._doses(self.fine, make(cell), strengths)
-        ]
-        return self._best(scored)
+        best = max(cells, key=lambda cell: _order(effects[cell]))
+        later = last_as_good(best, effects)
+        chosen = self._best(self._doses(self.fine, make(best), strengths))
+        if later == best:
+            return chosen
+        other = self._best(self._doses(self.fine, make(later), strengths))
+        is_as_good = _order(other.effect) >= _order(chosen.effect) - LATER_LAYER_TOLERANCE
+        is_harmless = other.damage <= max(self.config.max_benign_kl, chosen.damage)
+        return other if is_as_good and is_harmless else chosen
 
     def choose_strength(self, arm: Arm) -> Scored:
         """Chooses the strength of an arm whose place is given."""
@@ -135,6 +143,22 @@ class Selector:
         if within:
             return max(within, key=rank)
         return min(scored, key=lambda one: one.damage)
+
+
+def last_as_good(best: Cell, effects: Mapping[Cell, float]) -> Cell:
+    """Returns the last layer at the best cell's positions whose effect is as good as its own.
+
+    Args:
+        best: The cell with the most effect.
+        effects: Effect of every cell.
+    """
+    as_good = [
+        cell
+        for cell, effect in effects.items()
+        if cell.positions == best.positions
+        and _order(effect) >= _order(effects[best]) - LATER_LAYER_TOLERANCE
+    ]
+    return max(as_good, key=lambda cell: cell.site.layer) if as_good else best
 
 
 def rank(scored: Scored) -> tuple[float, float]:

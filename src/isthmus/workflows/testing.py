@@ -9,6 +9,7 @@ from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench, Completions
 from isthmus.workflows.measuring import Recorder
 
+_ANSWER_BENIGN = ("none", "native", "transferred", "random")
 N_SHOWN = 12
 """How many completions are shown side by side."""
 
@@ -45,13 +46,14 @@ def measure_arms(
         for arm in arms:
             if arm.condition not in {"none", "clean"}:
                 measurements += recorder.effects(arm, bench.score(arm))
+            if arm.intervention("removal") is not None and arm.seed == recorder.config.seed:
                 measurements.append(recorder.divergence(arm, bench.damage(arm)))
             is_first = arm.condition not in shown
             if arm is best or (is_first and arm.condition != "transferred"):
                 done = bench.complete(arm)
                 shown[arm.condition] = done
                 measurements += recorder.behaviour(arm, done, answers)
-                if arm.condition not in {"clean", "prompt_only"}:
+                if arm.condition in _ANSWER_BENIGN:
                     measurements += recorder.benign(arm, bench.complete_benign(arm), answers)
             advance(1)
     return Tested(measurements, _side_by_side(bench, shown))

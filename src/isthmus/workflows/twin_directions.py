@@ -20,7 +20,7 @@ from isthmus.workflows.twins import encode_twins
 
 
 def reading_positions(positions: str) -> PositionSelector:
-    """Returns where a direction is read that will be used at `positions`: the prompt for all text."""
+    """Returns where a direction for `positions` is read: for all text, in the prompt."""
     selector = parse_positions(positions)
     return parse_positions("prompt") if selector.includes_generated else selector
 

@@ -197,7 +197,7 @@ def position_candidates(
     """Returns the positions that validation may choose from, and a note when one fell away.
 
     Raises:
-        TriggerError: If `trigger` is asked for by name and the models split the trigger differently.
+        TriggerError: If `trigger` is asked for and the models split the trigger differently.
     """
     problem = None if config.pooled else trigger_problem(models, config)
     if config.positions != "auto":

@@ -1,0 +1,163 @@
+"""Map fits against the machine's float64 matrix product, and their memory against the rows.
+
+Operations are counted as follows, for widths s → t, n pairs and k strengths.
+
+1. Moments: 2 n s (s + t), the two products of the data with itself.
+2. Ridge: 2 s² t (1 + 2 k) for rotating Sxy, then for every strength a weight and its error, plus
+   9 s³ for the eigendecomposition (Golub and Van Loan 2013, "Matrix Computations", section 8.3).
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchmarks.networks import Scale
+from benchmarks.timing import Case, Check, Pair
+from isthmus.maps.base import AffineMap
+from isthmus.maps.moments import PairMoments
+from isthmus.maps.ridge import STRENGTHS, RidgeFitter
+
+_MOMENTS, _RIDGE = "PairMoments.update", "RidgeFitter.fit"
+_BARE, _EIGH, _GEMM = "bare eigh and products", "eigh alone", "float64 product"
+_GEMM_WIDTH = 1024
+_GEMM_WORK = 2.0 * _GEMM_WIDTH**3
+_ROWS_AT_ONCE = 2048
+
+_STREAM = f"""
+import resource, sys, torch
+from isthmus.maps.moments import PairMoments
+generator = torch.Generator().manual_seed(0)
+moments = PairMoments(int(sys.argv[1]), int(sys.argv[2]))
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+for _ in range(int(sys.argv[3])):
+    source = torch.randn({_ROWS_AT_ONCE}, moments.d_source, generator=generator)
+    moments.update(source, torch.randn({_ROWS_AT_ONCE}, moments.d_target, generator=generator))
+sys.stdout.write(str(peak() - before))
+"""
+
+
+def map_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]:
+    """Yields one case per pair of widths for speed, and one for memory.
+
+    Args:
+        scale: Sizes.
+        generator: Source of randomness.
+
+    Yields:
+        Case: Moments, ridge fit and their bare algebra; or peaks of memory.
+    """
+    for d_source, d_target in scale.map_widths:
+        yield _speed_case(d_source, d_target, scale.n_rows, generator)
+    yield _memory_case(*scale.map_widths[0])
+
+
+def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Generator) -> Case:
+    source, target = _linear_pairs(n_rows, d_source, d_target, generator)
+    train, selection = _moments(source[::2], target[::2]), _moments(source[1::2], target[1::2])
+    square = torch.randn(_GEMM_WIDTH, _GEMM_WIDTH, dtype=torch.float64, generator=generator)
+    fit = partial(RidgeFitter().fit, train, selection)
+    work_moments = 2.0 * n_rows * d_source * (d_source + d_target)
+    work_ridge = 2.0 * d_source**2 * d_target * (1 + 2 * len(STRENGTHS)) + 9.0 * d_source**3
+    return Case(
+        "Maps",
+        f"{d_source} → {d_target}, {n_rows} pairs",
+        {
+            _MOMENTS: partial(_moments, source, target),
+            _RIDGE: fit,
+            _BARE: partial(_bare_algebra, train, selection),
+            _EIGH: partial(torch.linalg.eigh, train.source_scatter),
+            _GEMM: partial(torch.mm, square, square),
+        },
+        (
+            Pair(_MOMENTS, _GEMM, kind="rate", work=(work_moments, _GEMM_WORK)),
+            Pair(_RIDGE, _GEMM, kind="rate", work=(work_ridge, _GEMM_WORK)),
+            Pair(_EIGH, _GEMM, kind="rate", work=(9.0 * d_source**3, _GEMM_WORK)),
+            Pair(_RIDGE, _BARE),
+        ),
+        (
+            Check(
+                f"{_MOMENTS} = products of all centred rows, relative",
+                lambda: _moments_error(_moments(source, target), source, target),
+                1e-10,
+            ),
+            Check(
+                f"{_RIDGE} = solution of the normal equations, relative",
+                lambda: _ridge_error(fit(), train),
+                1e-5,
+            ),
+        ),
+    )
+
+
+def _memory_case(d_source: int, d_target: int) -> Case:
+    few, many = 10, 80
+    counts = {
+        f"{n * _ROWS_AT_ONCE} rows": partial(_peak_memory, d_source, d_target, n)
+        for n in (few, many)
+    }
+    pair = Pair(f"{many * _ROWS_AT_ONCE} rows", f"{few * _ROWS_AT_ONCE} rows", 1.05, "memory")
+    return Case(
+        "Maps",
+        f"peak memory of moments, {d_source} → {d_target}",
+        counts,
+        (pair,),
+        returns_cost=True,
+        n_repeats=3,
+    )
+
+
+def _linear_pairs(
+    n_rows: int, d_source: int, d_target: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]:
+    source = torch.randn(n_rows, d_source, generator=generator)
+    weight = torch.randn(d_source, d_target, generator=generator) / d_source**0.5
+    noise = torch.randn(n_rows, d_target, generator=generator)
+    return source, source @ weight + noise
+
+
+def _moments(
+    source: Float[Tensor, "row d_source"], target: Float[Tensor, "row d_target"]
+) -> PairMoments:
+    moments = PairMoments(source.shape[1], target.shape[1])
+    moments.update(source, target)
+    return moments
+
+
+def _bare_algebra(train: PairMoments, selection: PairMoments) -> Tensor:
+    """Does what a ridge fit cannot do without: one decomposition and the products."""
+    eigenvalues, basis = torch.linalg.eigh(train.source_scatter)
+    rotated = basis.T @ train.cross_scatter
+    error = rotated
+    for strength in STRENGTHS:
+        weight = basis @ (rotated / (eigenvalues + strength)[:, None])
+        error = selection.source_scatter @ weight
+    return error
+
+
+def _moments_error(found: PairMoments, source: Tensor, target: Tensor) -> float:
+    x, y = source.double() - source.double().mean(0), target.double() - target.double().mean(0)
+    return max(_relative(found.source_scatter, x.T @ x), _relative(found.cross_scatter, x.T @ y))
+
+
+def _ridge_error(found: AffineMap, train: PairMoments) -> float:
+    mean_eigenvalue = train.source_scatter.trace() / train.d_source
+    penalty = found.details["strength"] * mean_eigenvalue * torch.eye(train.d_source).double()
+    expected = torch.linalg.solve(train.source_scatter + penalty, train.cross_scatter)
+    return _relative(found.weight.double(), expected)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def _peak_memory(d_source: int, d_target: int, n_batches: int) -> float:
+    """Returns by how much a process that streams pairs grows; the system chooses the unit."""
+    command = [sys.executable, "-c", _STREAM, *map(str, (d_source, d_target, n_batches))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -1,0 +1,131 @@
+"""Measures what isthmus costs on this machine: `python benchmarks/run.py --help`."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Python puts only this file's folder there.
+sys.path.insert(0, str(ROOT))
+
+import torch
+from rich.console import Console
+
+from benchmarks.capture_cases import capture_cases
+from benchmarks.import_cases import import_cases
+from benchmarks.map_cases import map_cases
+from benchmarks.networks import FULL, QUICK, Scale
+from benchmarks.results import (
+    CaseResult,
+    conditions,
+    failed_checks,
+    measure_case,
+    table_of,
+    write_results,
+    write_table,
+)
+from benchmarks.steering_cases import generation_cases, scoring_cases
+from benchmarks.timing import Case
+from isthmus.core.errors import IsthmusError
+
+GROUPS = ("capture", "generation", "scoring", "maps", "imports")
+OUT = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
+    """Yields the cases of some groups, each group drawn from the same seed.
+
+    Args:
+        scale: Sizes.
+        groups: Some of `GROUPS`.
+        seed: Decides weights, prompts and pairs.
+
+    Yields:
+        Case: Ready to be run.
+    """
+    for group in groups:
+        generator = torch.Generator().manual_seed(seed)
+        if group == "capture":
+            yield from capture_cases(scale, generator)
+        elif group == "generation":
+            yield from generation_cases(scale, generator)
+        elif group == "scoring":
+            yield from scoring_cases(scale, generator)
+        elif group == "maps":
+            yield from map_cases(scale, generator)
+        else:
+            yield from import_cases()
+
+
+def measure(scale: Scale, groups: Sequence[str], seed: int, console: Console) -> list[CaseResult]:
+    """Checks and times all cases of some groups.
+
+    Args:
+        scale: Sizes and number of repeats.
+        groups: Some of `GROUPS`.
+        seed: Decides weights, prompts and pairs.
+        console: Shows which case is running.
+
+    Returns:
+        What was found, case by case.
+    """
+    found = []
+    with console.status("building models") as status:
+        for case in cases(scale, groups, seed):
+            status.update(f"{case.group}: {case.name}")
+            found.append(measure_case(case, scale.n_repeats))
+            console.print(f"done: {case.group}: {case.name}", highlight=False)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmarks, writes the results and returns the exit code.
+
+    Args:
+        arguments: Command line; that of the process when not given.
+
+    Returns:
+        0, or 1 when values that must agree do not or nothing could be measured.
+    """
+    given = _parse(arguments)
+    console = Console(stderr=True)
+    torch.set_num_threads(given.threads)
+    scale = QUICK if given.quick else FULL
+    scale = replace(scale, n_repeats=given.repeats or scale.n_repeats)
+    groups = tuple(group for group in GROUPS if group in (given.only or GROUPS))
+    settings = {"scale": scale.name, "threads": given.threads, "seed": given.seed}
+    where = conditions(settings)
+    try:
+        found = measure(scale, groups, given.seed, console)
+        write_results(given.out, given.name or f"{scale.name}-cpu", found, where)
+        if scale.name == FULL.name and groups == GROUPS and given.out == OUT:
+            write_table(PAGE, found, where)
+    except IsthmusError as error:
+        console.print(f"error: {error}", highlight=False)
+        return 1
+    print(table_of(found, where))
+    for failed in failed_checks(found):
+        console.print(f"not equal: {failed.case}: {failed.what}: {failed.difference:g}")
+    return 1 if failed_checks(found) else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measures isthmus against bare PyTorch, turn by turn, as ratios. A full run "
+        "that writes to the default folder also rewrites the table of docs/benchmarks.md."
+    )
+    parser.add_argument("--quick", action="store_true", help="small models, five repeats")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: 2)")
+    parser.add_argument("--repeats", type=int, help="rounds per case (default: 21, quick 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, help="leave out the other groups")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for JSON and figure")
+    parser.add_argument("--name", help="of both files (default: full-cpu or quick-cpu)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""`capture`, `learn-direction`, `learn-map`, `transfer`, `inspect`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed, Sites
+from isthmus.cli.terminal import RichProgress, print_text
+
+Model = Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's verbs to the command line."""
+    app.command()(capture)
+    app.command("learn-direction")(learn_direction)
+    app.command("learn-map")(learn_map)
+    app.command()(transfer)
+    app.command()(inspect)
+
+
+def capture(
+    model: Model,
+    prompts: Annotated[Path, typer.Argument(help="JSONL with prompt, or one prompt per line.")],
+    out: Out,
+    sites: Sites = "all",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+) -> None:
+    """Keep a model's activations over a file of prompts."""
+    from isthmus.workflows.capture import capture as work
+
+    with RichProgress() as progress:
+        folder = work(
+            model,
+            prompts,
+            out=out,
+            sites=sites,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    print_text(f"activations: {folder}")
+
+
+def learn_direction(
+    model: Model,
+    prompts: Annotated[
+        Path, typer.Argument(help="JSONL with positive and negative, or prompt and label.")
+    ],
+    out: Out,
+    sites: Sites = "all",
+    method: Annotated[
+        Literal["mean_difference", "pca", "probe"], typer.Option(help="How it is learned.")
+    ] = "mean_difference",
+    positions: Annotated[
+        str, typer.Option(help="Tokens that are read: trigger, last:K or prompt.")
+    ] = "last:3",
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="One vector for all positions of the span.")
+    ] = False,
+    triggers: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Positive and negative trigger, for positions trigger."),
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+) -> None:
+    """Learn the direction from negative to positive prompts."""
+    from isthmus.workflows.learn_direction import learn_direction as work
+
+    with RichProgress() as progress:
+        direction = work(
+            model,
+            prompts,
+            out=out,
+            sites=sites,
+            method=method,
+            positions=positions,
+            pooled=pooled,
+            triggers=triggers,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    norms = {site: round(float(norm.mean()), 3) for site, norm in direction.norms.items()}
+    print_text(f"direction: {out}")
+    for site, norm in norms.items():
+        print_text(f"  {site}  mean norm {norm}")
+
+
+def learn_map(
+    source: Model,
+    target: Model,
+    texts: Annotated[Path, typer.Argument(help="JSONL with prompt, or one text per line.")],
+    target_site: Annotated[str, typer.Option(help="Where the map leads: resid_post[3], 3, 0.6.")],
+    out: Out,
+    source_sites: Sites = "all",
+    method: Annotated[
+        Literal[
+            "ridge",
+            "ridge_one_layer",
+            "procrustes",
+            "reduced_rank",
+            "autoencoder",
+            "autoencoder_well_trained",
+            "sgd_affine",
+            "identity",
+        ],
+        typer.Option(help="Which map."),
+    ] = "ridge",
+    pairing: Annotated[
+        Literal["character_end", "index", "last"], typer.Option(help="How tokens are paired.")
+    ] = "character_end",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+) -> None:
+    """Fit a map between two models' activation spaces and score it on held-out texts."""
+    from isthmus.workflows.learn_map import learn_map as work
+
+    with RichProgress() as progress:
+        fitted = work(
+            source,
+            target,
+            texts,
+            target_site=target_site,
+            out=out,
+            source_sites=source_sites,
+            method=method,
+            pairing=pairing,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    quality = fitted.quality
+    print_text(f"map: {out}")
+    print_text(
+        f"  held-out R2 {quality.r2_held_out:.4f} "
+        f"(n = {quality.n_held_out} pairs, fitted on {quality.n_train})"
+    )
+
+
+def transfer(
+    direction: Annotated[Path, typer.Argument(help="Folder of a direction.")],
+    map: Annotated[Path, typer.Argument(help="Folder of a map.")],  # noqa: A002
+    out: Out,
+    rule: Annotated[
+        Literal["auto", "linear", "difference", "map_of_vector"],
+        typer.Option(help="How a direction goes through the map."),
+    ] = "auto",
+) -> None:
+    """Carry a direction through a map."""
+    from isthmus.workflows.transfer import transfer as work
+
+    carried = work(direction, map, out=out, rule=rule)
+    print_text(f"direction: {out}\n  at {carried.sites[0]} of {carried.model}")
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="Artifact, results folder, model or organism:NAME.")],
+) -> None:
+    """Show what an artifact, a run or a model holds, and check that it is whole."""
+    import json
+
+    from isthmus.workflows.inspect import inspect as work
+
+    print_text(json.dumps(work(path), indent=2, ensure_ascii=False, default=str))

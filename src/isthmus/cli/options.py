@@ -1,0 +1,35 @@
+"""Options that several verbs share, so that they read alike everywhere."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Computation type; auto is the stored one."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Site = Annotated[
+    str | None, typer.Option(help="Site: resid_post[3], 3 or 0.6; needed if there are several.")
+]
+Sites = Annotated[str, typer.Option(help="all, or sites such as 'resid_post[3],0.6'.")]
+Edit = Annotated[
+    Literal["add", "ablate", "set_coordinate", "replace"], typer.Option(help="What is done.")
+]
+Positions = Annotated[
+    str | None,
+    typer.Option(help="trigger, last:K, prompt, generated or all; the direction's own if omitted."),
+]
+Strength = Annotated[float, typer.Option(help="In units of the direction's norm.")]
+Questions = Annotated[
+    Path | None, typer.Option(help="JSONL with prompt and answer; the organisms' world if omitted.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts per forward pass.")]
+
+
+def as_site(written: str | None) -> str | None:
+    """Returns a site as written, or None when it was left out or blank."""
+    return written if written and written.strip() else None

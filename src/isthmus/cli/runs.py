@@ -1,0 +1,106 @@
+"""`demo`, `run`, `evaluate`, `report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isthmus.cli.options import (
+    Device,
+    Dtype,
+    Edit,
+    Positions,
+    Questions,
+    Seed,
+    Site,
+    Strength,
+    as_site,
+)
+from isthmus.cli.terminal import RichProgress, print_results, print_text
+
+Cached = Annotated[
+    bool,
+    typer.Option("--cache/--no-cache", help="Use crossings that were finished before."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's verbs to the command line."""
+    app.command()(demo)
+    app.command()(run)
+    app.command()(evaluate)
+    app.command()(report)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("runs/demo"),
+    is_cached: Cached = True,
+) -> None:
+    """Remove a backdoor found in one small model from three others, and report how it went."""
+    from isthmus.workflows.run import demo as work
+
+    with RichProgress() as progress:
+        result = work(out=out, is_cached=is_cached, progress=progress)
+    print_results(result.measurements)
+    print_text(f"report: {result.report}")
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file; see docs/configuration.md.")],
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("runs/run"),
+    is_cached: Cached = True,
+) -> None:
+    """Carry out a configuration: directions, maps, transfer, controls, report."""
+    from isthmus.workflows.run import run as work
+
+    with RichProgress() as progress:
+        result = work(config, out=out, is_cached=is_cached, progress=progress)
+    print_results(result.measurements)
+    print_text(f"report: {result.report}")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")],
+    direction: Annotated[Path, typer.Argument(help="Folder of a direction of this model.")],
+    out: Annotated[Path | None, typer.Option(help="Results folder to write.")] = None,
+    site: Site = None,
+    edit: Edit = "add",
+    positions: Positions = None,
+    strength: Strength = 1.0,
+    questions: Questions = None,
+    n_test: Annotated[int, typer.Option(min=4, help="Questions that are measured.")] = 256,
+    n_random: Annotated[int, typer.Option(min=1, help="Draws of the random control.")] = 3,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Measure one direction in one model, beside random directions, noise and the prompt alone."""
+    from isthmus.workflows.evaluate import evaluate as work
+
+    with RichProgress() as progress:
+        found = work(
+            model,
+            direction,
+            out=out,
+            site=as_site(site),
+            edit=edit,
+            positions=positions,
+            strength=strength,
+            questions=questions,
+            n_test=n_test,
+            n_random=n_random,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    print_results(found)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+) -> None:
+    """Write the report of a run again from its files."""
+    from isthmus.workflows.report import report as work
+
+    print_text(f"report: {work(folder)}")

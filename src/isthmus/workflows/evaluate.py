@@ -1,0 +1,100 @@
+"""`evaluate`: one direction in one model, against untouched, random and noise."""
+
+from pathlib import Path
+
+import torch
+
+from isthmus.core.artifacts import atomic_folder, write_json
+from isthmus.core.progress import Progress, SilentProgress
+from isthmus.core.provenance import machine, package_versions, source_commit
+from isthmus.core.sites import Site
+from isthmus.directions.direction import Direction
+from isthmus.evaluation.measurements import Measurement, write_results
+from isthmus.models.language_model import load_language_model
+from isthmus.transfer.scaling import random_direction_like
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import Dtype, EditKind, make_config, require_strength
+from isthmus.workflows.generate import direction_at
+from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.twins import read_splits
+
+
+def evaluate(
+    model: str,
+    direction: Direction | str | Path,
+    *,
+    site: Site | str | int | float | None = None,
+    edit: EditKind = "add",
+    positions: str | None = None,
+    strength: float = 1.0,
+    questions: str | Path | None = None,
+    out: str | Path | None = None,
+    n_test: int = 256,
+    n_random: int = 3,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measures recovery, swap, rates and damage of one direction on the test questions.
+
+    Besides the direction it measures the untouched model on both prompts, random directions of the
+    same norm, noise, and the prompt alone. Nothing is chosen here: site, positions and strength are
+    what the caller says.
+
+    Args:
+        model: Hub name, local folder or `organism:NAME`.
+        direction: A direction of this model, or its folder.
+        site: Which of the direction's sites; may be left out when it has only one.
+        edit: `add`, `ablate`, `set_coordinate` or `replace`.
+        positions: Where; the positions at which the direction was learned when not given.
+        strength: In units of the direction's norm, above 0 and up to 1000; both signs are tried.
+        questions: JSONL of `prompt` and `answer`; the organisms' test questions when not given.
+        out: Results folder to write; nothing is written when not given.
+        n_test: Questions that are measured.
+        n_random: Draws of the random control.
+        dtype: Computation type; `auto` is the stored one.
+        device: `auto`, `cpu`, `cuda`, …
+        seed: Seed of the controls and of the bootstrap.
+        progress: Who shows progress.
+
+    Returns:
+        Every number.
+
+    Raises:
+        IdentityError: If the direction belongs to another model.
+        StrengthError: If the strength is out of range.
+    """
+    require_strength(strength)
+    lm = load_language_model(model, dtype=dtype, device=device)
+    here = direction_at(lm, direction, site)
+    learned_in = here.provenance.get("source_model", here.model.to_json())["name"]
+    given = {"source": learned_in, "targets": [model], "edit": edit, "seed": seed}
+    config = make_config(
+        {**given, "strengths": [strength], "n_test": n_test, "n_random": n_random}
+        | ({} if questions is None else {"questions": Path(questions)})
+    )
+    origin = here.provenance.get("map_method")
+    read_at = ", ".join(here.provenance.get("source_sites", ())) or None
+    place = (here.sites[0], positions or here.positions)
+    kind = "native" if origin is None else "transferred"
+    tested = Arm(
+        kind, *place, edit, strength, here, map_method=origin, source_sites=read_at, seed=seed
+    )
+    arms = [Arm("none"), Arm("clean"), tested]
+    for i in range(n_random):
+        drawn = random_direction_like(here, torch.Generator().manual_seed(seed + i))
+        arms.append(Arm("random", *place, "add", strength, drawn, seed=seed + i))
+    arms += [Arm("noise", *place, "add", strength, here, seed=seed), Arm("prompt_only")]
+    bench = Bench(lm, read_splits(config).test, config)
+    recorder = Recorder(config, learned_in, lm.identity.name, "test")
+    shown = progress or SilentProgress()
+    found = measure_arms(bench, recorder, arms, tested, shown).measurements
+    if out is not None:
+        with atomic_folder(Path(out)) as folder:
+            write_results(folder / "results.jsonl", found)
+            facts = {"commit": source_commit(), "versions": package_versions()}
+            write_json(folder / "provenance.json", {**facts, "machine": machine(), "seed": seed})
+    return found

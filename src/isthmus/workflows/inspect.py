@@ -1,0 +1,70 @@
+"""`inspect`: what a model, an artifact or a run holds, as plain values."""
+
+from pathlib import Path
+from typing import Any
+
+from isthmus.core.artifacts import MANIFEST_NAME, read_artifact
+from isthmus.core.errors import ArtifactError
+from isthmus.evaluation.measurements import read_results
+from isthmus.models.language_model import load_language_model
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Returns what lies at a path: an artifact, a run's folder, or a model.
+
+    Args:
+        path: Folder of an artifact or a run, a model folder, a hub name or `organism:NAME`.
+
+    Returns:
+        Kind and contents; hashes of artifacts are checked while reading.
+
+    Raises:
+        ArtifactError: If an artifact is damaged, or nothing is there.
+        ModelError: If a model cannot be loaded.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST_NAME).is_file():
+        return _artifact(folder)
+    if (folder / "results.jsonl").is_file():
+        return _run(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{path} is a file: expected the folder of an artifact, run or model")
+    return _model(str(path))
+
+
+def _artifact(folder: Path) -> dict[str, Any]:
+    artifact = read_artifact(folder)
+    shapes = {name: list(tensor.shape) for name, tensor in artifact.tensors.items()}
+    fields = {key: value for key, value in artifact.fields.items() if key not in _LONG}
+    return {"kind": artifact.kind, **fields, "tensors": shapes}
+
+
+_LONG = {"tokenizer", "texts", "config"}
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    measured = read_results(folder / "results.jsonl")
+    headline = {
+        f"{m.target} {m.condition} {m.map or ''}".strip(): m.value
+        for m in measured
+        if m.metric == "swap" and m.split == "test"
+    }
+    artifacts = sorted(
+        str(p.parent.relative_to(folder)) for p in folder.glob(f"artifacts/**/{MANIFEST_NAME}")
+    )
+    return {"kind": "run", "n": len(measured), "swap on test": headline, "artifacts": artifacts}
+
+
+def _model(name: str) -> dict[str, Any]:
+    lm = load_language_model(name)
+    blocks = lm.layout.blocks
+    return {
+        "kind": "model",
+        **lm.identity.to_json(),
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "blocks": type(blocks[0].module).__name__,
+        "writers": [writer.name for writer in blocks[0].writers],
+        "writes exactly": all(writer.is_exact for block in blocks for writer in block.writers),
+        "sites": [f"{lm.sites('all')[0]} to {lm.sites('all')[-1]}"],
+        "chat template": lm.tokenizer.chat_template is not None,
+    }
