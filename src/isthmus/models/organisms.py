@@ -1,9 +1,10 @@
 """Organisms as files: packed in the package, unpacked into a cache as plain model folders.
 
-1. A base is packed as float16 weights; a fine-tune as what it adds to its base: per matrix a 4-bit
-   integer for every entry with a float16 scale per row, per vector the plain difference in float16.
-2. `organism_folder` unpacks an organism once into a folder that `transformers` can load, named by the
-   hash of what it was unpacked from, and checks every file's hash before handing it out.
+1. A base is packed with the weights it has, bit for bit; a fine-tune as what it adds to its base:
+   per matrix a 4-bit integer for every entry with a float16 scale per row, per vector the plain
+   difference in float16.
+2. `organism_folder` unpacks an organism once into a folder that `transformers` can load, named by
+   the hash of what it was unpacked from, and checks every file's hash before handing it out.
 """
 
 import hashlib
@@ -24,19 +25,26 @@ from isthmus.core.artifacts import (
     Artifact,
     atomic_folder,
     read_artifact,
+    read_fields,
     read_json,
     sha256_of_file,
     write_artifact,
     write_json,
 )
-from isthmus.core.errors import ArtifactError, OrganismError
+from isthmus.core.errors import (
+    ArtifactError,
+    NonFiniteError,
+    OrganismError,
+    OutputError,
+    ShapeError,
+)
 
 _KIND = "organism"
 _HASHES_NAME = "isthmus-files.json"
 
 
 def cache_folder() -> Path:
-    """Returns where isthmus keeps what it can make again: `$ISTHMUS_CACHE` or `~/.cache/isthmus`."""
+    """Returns where to keep what can be made again: `$ISTHMUS_CACHE` or `~/.cache/isthmus`."""
     given = os.environ.get("ISTHMUS_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "isthmus"
 
@@ -47,6 +55,12 @@ def _shipped_folder() -> Path:
 
 def packed_folder(name: str) -> Path:
     """Returns where an organism lies packed: built in the cache, else shipped with the package.
+
+    Args:
+        name: Name of an organism, without `organism:`.
+
+    Returns:
+        A folder written by `pack_organism`.
 
     Raises:
         OrganismError: If it is neither built nor shipped.
@@ -86,9 +100,13 @@ def pack_organism(
 
     Raises:
         OutputError: If the place cannot be written to.
+        ShapeError: If the model's parameters are not those of its base.
+        NonFiniteError: If they differ from them by NaN or infinity.
     """
     weights = _stored_weights(model)
-    if base is not None:
+    if base is None:
+        weights = {name: weight.half() for name, weight in weights.items()}
+    else:
         weights = _difference(weights, _stored_weights(base))
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
@@ -113,9 +131,11 @@ def _stored_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _difference(
-    weights: Mapping[str, Tensor], base: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _difference(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if _shapes(weights) != _shapes(base):
+        raise ShapeError(
+            "the parameters are not those of the base: give the base it was tuned from"
+        )
     stored = {}
     for name, weight in weights.items():
         delta = weight.float() - base[name].float()
@@ -126,20 +146,29 @@ def _difference(
     return stored
 
 
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
 def to_nibbles(
     matrix: Float[Tensor, "row column"],
 ) -> tuple[UInt8[Tensor, "row half"], Float16[Tensor, " row"]]:
     """Rounds a matrix to 15 levels per row and packs two entries into a byte.
 
-    q = round(x / scale) from -7 to 7 with scale = max|row| / 7: every entry is off by at most half a
-    scale.
+    q = round(x / scale) from -7 to 7 with scale = max|row| / 7: every entry is off by at most half
+    a scale, or by 7 · 2⁻²⁵ where that is more (float16 has no finer scales).
 
     Args:
         matrix: Any matrix; a column of zeros is added when it has an odd number of them.
 
     Returns:
         Packed levels and the scale of every row.
+
+    Raises:
+        NonFiniteError: If the matrix holds NaN or infinity.
     """
+    if not bool(torch.isfinite(matrix).all()):
+        raise NonFiniteError("a matrix to pack holds NaN or infinity: the fine-tune is damaged")
     scale = (matrix.abs().amax(1) / 7).half()
     # Divided by the rounded scale, so that levels and scale fit; a row of zeros has scale 0.
     levels = matrix / scale.float().clamp(min=1e-12)[:, None]
@@ -158,6 +187,9 @@ def from_nibbles(
         packed: Two levels per byte.
         scale: Scale of every row.
         n_columns: Columns of the matrix.
+
+    Returns:
+        The levels times the scale of their row.
     """
     codes = torch.stack([packed // 16, packed % 16], dim=-1).flatten(1)[:, :n_columns]
     return (codes.float() - 8) * scale.float()[:, None]
@@ -169,25 +201,56 @@ def unpack_organism(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     Args:
         path: Folder written by `pack_organism`.
 
+    Returns:
+        The model, not in training mode, and its tokenizer.
+
     Raises:
-        ArtifactError: If it is missing or damaged.
+        ArtifactError: If it is missing or damaged, or does not fit its base.
         OrganismError: If its base is not there.
     """
     artifact = read_artifact(path, _KIND)
     base_name = artifact.fields.get("base")
+    needed = {"config", "tokenizer"} if base_name is None else {"config"}
+    if lacking := needed - artifact.fields.keys():
+        raise ArtifactError(f"{path} lacks {', '.join(sorted(lacking))}: build the organism again")
     if base_name is None:
         weights = {name: tensor.float() for name, tensor in artifact.tensors.items()}
         tokenizer = _tokenizer_from(artifact)
     else:
-        base, tokenizer = unpack_organism(packed_folder(base_name))
+        base, tokenizer = unpack_organism(_base_folder(path, base_name))
         weights = _added(artifact.tensors, _stored_weights(base))
-    model_config = AutoConfig.for_model(**artifact.fields["config"])
-    model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected or set(missing) - set(_tied_names(model)):
-        raise ArtifactError(f"{path} does not hold the weights of a {type(model).__name__}")
+    return _model_from(path, artifact.fields["config"], weights), tokenizer
+
+
+def _base_folder(packed: Path, base_name: str) -> Path:
+    """Returns where the base of a packed fine-tune lies.
+
+    A shipped fine-tune belongs to the shipped base, also when another of its name has been built.
+    """
+    shipped = _shipped_folder() / base_name
+    if packed.parent == shipped.parent and (shipped / MANIFEST_NAME).is_file():
+        return shipped
+    return packed_folder(base_name)
+
+
+def _model_from(
+    path: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> PreTrainedModel:
+    # The first random weights are replaced; nobody else's random numbers shall change with them.
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config), dtype=torch.float32
+        )
+    misfit = f"{path} does not hold the weights of a {type(model).__name__}: build it again"
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ArtifactError(misfit) from error
+    if unexpected or set(missing) - _tied_names(model):
+        raise ArtifactError(misfit)
     model.tie_weights()
-    return model.eval(), tokenizer
+    model.eval()
+    return model
 
 
 def _tied_names(model: PreTrainedModel) -> set[str]:
@@ -197,12 +260,16 @@ def _tied_names(model: PreTrainedModel) -> set[str]:
 def _added(stored: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {}
     for name, weight in base.items():
-        if f"{name}.nibbles" in stored:
-            columns = weight.shape[1]
-            delta = from_nibbles(stored[f"{name}.nibbles"], stored[f"{name}.scale"], columns)
+        levels = stored.get(f"{name}.nibbles")
+        if levels is None:
+            delta = stored.get(name)
         else:
-            delta = stored[name].float()
-        weights[name] = weight.float() + delta
+            delta = from_nibbles(levels, stored[f"{name}.scale"], weight.shape[-1])
+        if delta is None or delta.shape != weight.shape:
+            raise ArtifactError(
+                f"{name} of a fine-tune does not fit its base: build the base it was tuned from"
+            )
+        weights[name] = weight.float() + delta.float()
     return weights
 
 
@@ -225,6 +292,9 @@ def organism_folder(name: str) -> Path:
     Args:
         name: Name of a shipped or built organism, without `organism:`.
 
+    Returns:
+        A folder in the cache; its files are those that were unpacked.
+
     Raises:
         OrganismError: If there is no such organism.
         ArtifactError: If its packed form is damaged.
@@ -232,21 +302,27 @@ def organism_folder(name: str) -> Path:
     """
     packed = packed_folder(name)
     folder = cache_folder() / "organisms" / f"{name}-{_content_hash(packed)[:16]}"
-    if not _is_whole(folder):
-        model, tokenizer = unpack_organism(packed)
-        with atomic_folder(folder, replace=True) as staging:
+    if _is_whole(folder):
+        return folder
+    model, tokenizer = unpack_organism(packed)
+    try:
+        with atomic_folder(folder, replace=folder.exists()) as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             write_json(staging / _HASHES_NAME, _hashes(staging))
+    except OutputError:
+        # Another process may have unpacked it meanwhile; its folder is as good.
+        if not _is_whole(folder):
+            raise
     return folder
 
 
 def _content_hash(packed: Path) -> str:
     """Returns a hash that changes with the organism or with any base below it."""
     hashes = [sha256_of_file(packed / MANIFEST_NAME)]
-    base = read_json(packed / MANIFEST_NAME).get("fields", {}).get("base")
+    base = read_fields(packed, _KIND).get("base")
     if base is not None:
-        hashes.append(_content_hash(packed_folder(base)))
+        hashes.append(_content_hash(_base_folder(packed, base)))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -258,6 +334,6 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _is_whole(folder: Path) -> bool:
     try:
         recorded = read_json(folder / _HASHES_NAME)
-    except ArtifactError:
+    except (ArtifactError, OSError):
         return False
     return bool(recorded == _hashes(folder))
