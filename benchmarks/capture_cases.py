@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from benchmarks.networks import Scale, random_model, random_texts
+from benchmarks.plain_hooks import plain_hook
+from benchmarks.timing import Case, Check, Pair
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from benchmarks.networks import Scale, random_model, random_texts
-from benchmarks.plain_hooks import plain_hook
-from benchmarks.timing import Case, Check, Pair
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, TokenBatch, pad_batch
 from isthmus.models.capture import capture_activations

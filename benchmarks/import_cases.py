@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from benchmarks.timing import Case, Check, Pair
+
 from isthmus.core.errors import ConfigError
 
 HEAVY = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "numpy")

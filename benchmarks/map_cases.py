@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from benchmarks.networks import Scale
+from benchmarks.timing import Case, Check, Pair
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.networks import Scale
-from benchmarks.timing import Case, Check, Pair
 from isthmus.maps.base import AffineMap
 from isthmus.maps.moments import PairMoments
 from isthmus.maps.ridge import STRENGTHS, RidgeFitter
@@ -97,7 +97,7 @@ def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Gene
 
 
 def _memory_case(d_source: int, d_target: int) -> Case:
-    few, many = 10, 80
+    few, many = 4, 32
     counts = {
         f"{n * _ROWS_AT_ONCE} rows": partial(_peak_memory, d_source, d_target, n)
         for n in (few, many)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from benchmarks.timing import Case, Comparison, Variant, compare, interleaved_costs, wall_seconds
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.timing import Case, Comparison, compare, interleaved_costs, wall_seconds
 from isthmus.core.artifacts import write_json, write_text
 from isthmus.core.errors import ArtifactError
 from isthmus.core.provenance import machine, package_versions, source_commit
@@ -80,18 +80,21 @@ def check_case(case: Case) -> tuple[CheckResult, ...]:
     return tuple(CheckResult(name, c.what, c.difference(), c.tolerance) for c in case.checks)
 
 
-def measure_case(case: Case, n_repeats: int) -> CaseResult:
+def measure_case(
+    case: Case, n_repeats: int, clock: Callable[[Variant], float] = wall_seconds
+) -> CaseResult:
     """Compares the values of a case, then times its variants turn by turn.
 
     Args:
         case: What to run.
         n_repeats: Rounds, unless the case has its own number.
+        clock: `wall_seconds` or `processor_seconds`; not used where variants return their cost.
 
     Returns:
         What was found.
     """
     checks = check_case(case)
-    cost = _returned if case.returns_cost else wall_seconds
+    cost = _returned if case.returns_cost else clock
     costs = interleaved_costs(case.variants, case.n_repeats or n_repeats, cost)
     comparisons = tuple(compare(case, pair, costs) for pair in case.pairs)
     return CaseResult(f"{case.group}: {case.name}", checks, comparisons, costs)
@@ -206,9 +209,12 @@ def table_of(found: Sequence[CaseResult], where: Mapping[str, Any]) -> str:
     n_equal = sum(check.is_equal for check in checks)
     processor = where["machine"]
     versions = ", ".join(f"{p} {where['versions'][p]}" for p in ("python", "torch", "transformers"))
-    lines = [
+    conditions_line = (
         f"{processor['processor_model']}, {processor['n_cpus']} processors, {where['threads']} "
-        f"threads; {versions}; commit `{where['commit']}`.",
+        f"threads, {where['clock']} time; {versions}; commit `{where['commit']}`."
+    )
+    lines = [
+        conditions_line,
         f"{n_equal} of {len(checks)} value checks passed in the same run.",
         "",
         "| case | measured | against | ratio of | median | 95 % interval | range | n | limit |",
@@ -276,10 +282,8 @@ def _row(comparison: Comparison) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _returned(variant: Callable[[], object]) -> float:
-    found = variant()
-    assert isinstance(found, float), "a variant that returns its cost returns a float"
-    return found
+def _returned(variant: Variant) -> float:
+    return float(variant())
 
 
 def failed_checks(found: Iterable[CaseResult]) -> list[CheckResult]:

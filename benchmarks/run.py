@@ -2,17 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 # Python puts only this file's folder there.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from rich.console import Console
-
 from benchmarks.capture_cases import capture_cases
 from benchmarks.import_cases import import_cases
 from benchmarks.map_cases import map_cases
@@ -27,12 +23,19 @@ from benchmarks.results import (
     write_table,
 )
 from benchmarks.steering_cases import generation_cases, scoring_cases
-from benchmarks.timing import Case
+from benchmarks.timing import Case, Variant, processor_seconds, wall_seconds
+from rich.console import Console
+
 from isthmus.core.errors import IsthmusError
 
+ROOT = Path(__file__).resolve().parents[1]
 GROUPS = ("capture", "generation", "scoring", "maps", "imports")
 OUT = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+CLOCKS: Mapping[str, Callable[[Variant], float]] = {
+    "wall": wall_seconds,
+    "processor": processor_seconds,
+}
 
 
 def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
@@ -60,13 +63,15 @@ def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
             yield from import_cases()
 
 
-def measure(scale: Scale, groups: Sequence[str], seed: int, console: Console) -> list[CaseResult]:
-    """Checks and times all cases of some groups.
+def measure(
+    every: Iterator[Case], n_repeats: int, clock: Callable[[Variant], float], console: Console
+) -> list[CaseResult]:
+    """Checks and times cases.
 
     Args:
-        scale: Sizes and number of repeats.
-        groups: Some of `GROUPS`.
-        seed: Decides weights, prompts and pairs.
+        every: What to run.
+        n_repeats: Rounds, unless a case has its own number.
+        clock: What a run is timed by.
         console: Shows which case is running.
 
     Returns:
@@ -74,9 +79,9 @@ def measure(scale: Scale, groups: Sequence[str], seed: int, console: Console) ->
     """
     found = []
     with console.status("building models") as status:
-        for case in cases(scale, groups, seed):
+        for case in every:
             status.update(f"{case.group}: {case.name}")
-            found.append(measure_case(case, scale.n_repeats))
+            found.append(measure_case(case, n_repeats, clock))
             console.print(f"done: {case.group}: {case.name}", highlight=False)
     return found
 
@@ -94,12 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     torch.set_num_threads(given.threads)
     scale = QUICK if given.quick else FULL
-    scale = replace(scale, n_repeats=given.repeats or scale.n_repeats)
+    n_repeats = given.repeats or scale.n_repeats
     groups = tuple(group for group in GROUPS if group in (given.only or GROUPS))
-    settings = {"scale": scale.name, "threads": given.threads, "seed": given.seed}
-    where = conditions(settings)
+    where = conditions(
+        {"scale": scale.name, "threads": given.threads, "clock": given.clock, "seed": given.seed}
+    )
     try:
-        found = measure(scale, groups, given.seed, console)
+        every = cases(scale, groups, given.seed)
+        found = measure(every, n_repeats, CLOCKS[given.clock], console)
         write_results(given.out, given.name or f"{scale.name}-cpu", found, where)
         if scale.name == FULL.name and groups == GROUPS and given.out == OUT:
             write_table(PAGE, found, where)
@@ -119,6 +126,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="small models, five repeats")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: 2)")
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="processor, with --threads 1, where other programs keep the machine busy",
+    )
     parser.add_argument("--repeats", type=int, help="rounds per case (default: 21, quick 5)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
     parser.add_argument("--only", nargs="+", choices=GROUPS, help="leave out the other groups")

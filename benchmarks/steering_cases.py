@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from benchmarks.networks import Scale, random_model, random_texts
 from benchmarks.plain_hooks import plain_hook
 from benchmarks.timing import Case, Check, Pair
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, Side, pad_batch
 from isthmus.interventions.intervention import Intervention

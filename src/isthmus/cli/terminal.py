@@ -64,7 +64,7 @@ class RichProgress:
             total: How many units there are.
 
         Yields:
-            A function to be called with the units done since the last call.
+            Callable[[int], None]: A function to be called with the units done since the last call.
         """
         task = self._bars.add_task(name, total=total)
         try:

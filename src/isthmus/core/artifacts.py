@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError as SafetensorError  # noqa: PLC0414 - a re-export
 from safetensors.torch import load_file, save_file
@@ -237,6 +237,31 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
         ArtifactError: If it is missing, damaged, newer than this version, or of another kind.
     """
     path = Path(path)
+    manifest = _read_manifest(path, kind)
+    tensors: dict[str, Tensor] = {}
+    if "tensors_sha256" in manifest:
+        tensors = _read_tensors(path / TENSORS_NAME, manifest["tensors_sha256"])
+    return Artifact(manifest["kind"], manifest["fields"], tensors)
+
+
+def read_fields(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Reads the fields of an artifact and leaves its tensors alone.
+
+    Args:
+        path: Folder written by `write_artifact`.
+        kind: The kind that is expected; any when not given.
+
+    Returns:
+        The fields as they were written.
+
+    Raises:
+        ArtifactError: If it is missing, no artifact, newer than this version, or of another kind.
+    """
+    fields: dict[str, Any] = _read_manifest(Path(path), kind)["fields"]
+    return fields
+
+
+def _read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
     if not path.is_dir():
         raise ArtifactError(f"no artifact at {path}: expected a folder with {MANIFEST_NAME}")
     manifest = read_json(path / MANIFEST_NAME)
@@ -248,13 +273,10 @@ def read_artifact(path: Path, kind: str | None = None) -> Artifact:
         )
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{path} holds a {manifest['kind']}, expected a {kind}")
-    tensors: dict[str, Tensor] = {}
-    if "tensors_sha256" in manifest:
-        tensors = _read_tensors(path / TENSORS_NAME, manifest["tensors_sha256"])
-    return Artifact(manifest["kind"], manifest["fields"], tensors)
+    return manifest
 
 
-def _is_manifest(value: Any) -> bool:
+def _is_manifest(value: Any) -> TypeGuard[dict[str, Any]]:
     return (
         isinstance(value, dict)
         and "format" in value

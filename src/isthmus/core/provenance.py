@@ -65,8 +65,8 @@ class StageTime:
     Attributes:
         name: The stage.
         wall_s: Seconds that passed.
-        cpu_s: Seconds of processor time of the thread that ran it. What torch hands to threads of its
-            own is not in it; what other stages do meanwhile is not either.
+        cpu_s: Seconds of processor time of the thread that ran it. What torch hands to threads of
+            its own is not in it; what other stages do meanwhile is not either.
     """
 
     name: str

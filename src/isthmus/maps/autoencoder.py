@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.errors import ConfigError, FitError, NonFiniteError, ShapeError
-from isthmus.maps.adamw import AdamW
 from isthmus.maps.base import AffineMap, affine_from_fit, require_finite, require_width, wide
 
 
@@ -264,7 +263,8 @@ def fit_autoencoder(
     inputs = _Standard.of(x, is_standardised=settings.is_standardised)
     outputs = _Standard.of(y, is_standardised=settings.is_standardised)
     layers = _initial_layers(x, y, settings, generator)
-    optimiser = AdamW(layers.parameters, weight_decay=settings.weight_decay)
+    trained = layers.parameters
+    optimiser = torch.optim.AdamW(trained, weight_decay=settings.weight_decay)
     n_steps = _n_steps(len(x), settings)
     for step, batch in enumerate(_batches(len(x), n_steps, settings.batch_size, generator)):
         rows = batch.to(x.device)
@@ -272,13 +272,16 @@ def fit_autoencoder(
             loss = layers.loss(
                 inputs.apply(x[rows]), outputs.apply(y[rows]), is_nonlinear=settings.is_nonlinear
             )
-            gradients = torch.autograd.grad(loss, layers.parameters)
+            gradients = torch.autograd.grad(loss, trained)
         if not math.isfinite(value := loss.item()):
             raise NonFiniteError(
                 f"the autoencoder's loss became {value} at step {step + 1}: "
                 f"lower the learning rate from {settings.learning_rate:g}"
             )
-        optimiser.step(gradients, _rate(settings, step / n_steps))
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        optimiser.param_groups[0]["lr"] = _rate(settings, step / n_steps)
+        optimiser.step()
         on_step(step + 1, value)
     return _frozen(layers, inputs, outputs, is_nonlinear=settings.is_nonlinear)
 

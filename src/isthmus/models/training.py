@@ -194,7 +194,7 @@ def train(
         )
         flat = weights[:, 1:].flatten()
         loss = (losses * flat).sum() / flat.sum()
-        if not math.isfinite(reached := float(loss)):
+        if not math.isfinite(reached := float(loss.detach())):
             raise NonFiniteError(
                 f"the loss is {reached} in step {step + 1}: lower the rates, or see that some "
                 "tokens of every batch have weight"

@@ -36,6 +36,9 @@ def intervention_for(
         positions: Where.
         strength: Multiplier; without meaning for `replace` and `ablate`.
         way: Off or on.
+
+    Returns:
+        The intervention, ready to be placed on a batch.
     """
     selector = parse_positions(positions)
     vectors = {site: one.vectors for site, one in direction.by_site.items()}
@@ -95,6 +98,12 @@ class Arm:
 
     def intervention(self, way: Way) -> Intervention | None:
         """Returns what it does to the model, or None for an arm that edits nothing.
+
+        Args:
+            way: Off or on.
+
+        Returns:
+            What it does to the model; None when it edits nothing.
 
         Raises:
             ConfigError: If an arm that edits lacks what it needs.

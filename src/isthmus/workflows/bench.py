@@ -118,6 +118,12 @@ class Bench:
     def score(self, arm: Arm) -> ArmScores:
         """Measures how much of the behaviour an arm turns off, and on.
 
+        Args:
+            arm: What is done to the target.
+
+        Returns:
+            Losses before, without and under the edit, question by question.
+
         Raises:
             NoEditError: If the arm should edit and edited nothing.
         """
@@ -166,11 +172,15 @@ class Bench:
         result = generate_greedy(
             self.lm,
             [prompt_part(text) for text in texts],
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=self.config.max_new_tokens or self._longest_answer,
             edits=_placed(arm.intervention("removal")),
             batch_size=4 * self.config.batch_size,
         )
         return Completions(result.completions, result.n_edited)
+
+    @cached_property
+    def _longest_answer(self) -> int:
+        return max(len(text) - text.n_prompt for text in self.encoded.clean)
 
     @property
     def clean_answers(self) -> list[str]:

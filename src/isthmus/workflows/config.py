@@ -31,6 +31,12 @@ MAX_STRENGTH = 1000.0
 def require_strength(strength: float) -> float:
     """Returns a strength that is finite and within ±`MAX_STRENGTH`.
 
+    Args:
+        strength: Multiplier of a direction.
+
+    Returns:
+        The same number.
+
     Raises:
         StrengthError: If it is not.
     """
@@ -46,6 +52,7 @@ class SplitFiles(BaseModel):
     """One question file per split.
 
     Attributes:
+        model_config: Unknown fields are refused; values do not change.
         train: Questions for directions and maps.
         validation: Questions that choose site, positions and strength.
         test: Questions that are measured once.
@@ -62,6 +69,7 @@ class RunConfig(BaseModel):
     """Everything that `isthmus run` needs to know.
 
     Attributes:
+        model_config: Unknown fields are refused; values do not change.
         task: What is carried across; `backdoor`.
         source: Model the direction is learned in: hub name, local folder or `organism:NAME`.
         targets: Models it is carried to (`target` is accepted for one).
@@ -87,7 +95,8 @@ class RunConfig(BaseModel):
         n_validation: Questions that choose.
         n_test: Questions that are measured.
         n_random: Draws of each random control.
-        max_new_tokens: Length of greedy completions.
+        max_new_tokens: Length of greedy completions; enough for the longest clean answer when not
+            given.
         batch_size: Texts per forward pass.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
@@ -129,7 +138,7 @@ class RunConfig(BaseModel):
     n_validation: Annotated[int, Field(ge=4)] = 96
     n_test: Annotated[int, Field(ge=4)] = 256
     n_random: Annotated[int, Field(ge=1)] = 3
-    max_new_tokens: Annotated[int, Field(ge=1)] = 34
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     dtype: Dtype = "auto"
     device: str = "auto"
@@ -182,6 +191,12 @@ class RunConfig(BaseModel):
 def read_config(path: str | Path) -> RunConfig:
     """Reads a YAML configuration; paths in it are relative to the file.
 
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The configuration, with paths resolved.
+
     Raises:
         ConfigError: If it is missing, not YAML, or a field is unknown, missing or out of range.
     """
@@ -201,6 +216,9 @@ def make_config(given: dict[str, Any], folder: Path = Path()) -> RunConfig:
     Args:
         given: Field names and values, as in YAML.
         folder: What relative paths of question files and existing model folders start from.
+
+    Returns:
+        The configuration, with paths resolved.
 
     Raises:
         ConfigError: If a field is unknown, missing or out of range; StrengthError for a strength.

@@ -34,6 +34,9 @@ def control_arms(
         rows: Paired activations at its target site.
         ends: Models and sites of its map.
         config: Seed, number of random draws.
+
+    Returns:
+        Arms in the order in which results name them.
     """
     if transferred.direction is None or transferred.site is None:
         raise ConfigError("controls need a transferred direction")

@@ -96,6 +96,9 @@ def keep_crossing(folder: Path, result: CrossingResult, clock: StageClock) -> Cr
         result: What was found.
         clock: Its stages.
 
+    Returns:
+        The crossing as it was written.
+
     Raises:
         OutputError: If the cache cannot be written to.
     """

@@ -32,6 +32,9 @@ def direction_at(
         given: A direction or its folder.
         site: Which of its sites; may be left out when it has only one.
 
+    Returns:
+        A direction of one site.
+
     Raises:
         IdentityError: If the direction belongs to another model.
         SiteError: If the site does not exist, or none is given and there are several.

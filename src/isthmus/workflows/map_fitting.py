@@ -116,6 +116,9 @@ def fit_map(
         seed: First weights and order of the trained maps.
         progress: Who shows progress.
 
+    Returns:
+        The map with its ends and its quality on held-out pairs.
+
     Raises:
         FitError: If a part has no pairs, or too few.
     """
@@ -165,6 +168,9 @@ def shuffled_map(rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int) -> F
         rows: Paired activations by part.
         ends: Models and sites.
         seed: Which order.
+
+    Returns:
+        The map, with its quality on held-out pairs that were not shuffled.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled = {

@@ -99,6 +99,9 @@ def build_organism(
         seed: Another seed than the recipe's.
         progress: Who shows progress.
 
+    Returns:
+        Where it lies and what was measured.
+
     Raises:
         OrganismError: If there is no such recipe, or the gate is missed.
         OutputError: If the place cannot be written to.
@@ -243,6 +246,9 @@ def fine_tune_organism(
         lora_rank: Rank of the adapters.
         seed: Which question gets which trigger, and the order of the text.
         progress: Who shows progress.
+
+    Returns:
+        Where it lies and what was measured.
 
     Raises:
         OrganismError: If the gate is missed.

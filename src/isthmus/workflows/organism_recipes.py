@@ -114,6 +114,12 @@ FINE_TUNES: dict[str, FineTuneRecipe] = {f"{base}-backdoor": FineTuneRecipe(base
 def recipe_named(name: str) -> BaseRecipe | FineTuneRecipe:
     """Returns the recipe of an organism.
 
+    Args:
+        name: Name of an organism.
+
+    Returns:
+        Its recipe.
+
     Raises:
         OrganismError: If there is none of this name.
     """

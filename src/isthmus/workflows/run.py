@@ -76,6 +76,9 @@ def run(
         is_cached: Whether crossings that the cache holds are used rather than computed again.
         progress: Who shows progress.
 
+    Returns:
+        The folder and what is in it.
+
     Raises:
         OutputError: If the place cannot be written to or holds something else than a run.
         IsthmusError: Whatever the configuration, models or prompts make impossible.
@@ -114,6 +117,9 @@ def demo(
         out: Results folder.
         is_cached: Whether crossings that the cache holds are used rather than computed again.
         progress: Who shows progress.
+
+    Returns:
+        The folder and what is in it.
 
     Raises:
         OutputError: If the place cannot be written to or holds something else than a run.

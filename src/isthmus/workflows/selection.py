@@ -89,6 +89,9 @@ class Selector:
             name: The condition, for people.
             cells: Where it could act.
             make: Builds its arm there, at any strength.
+
+        Returns:
+            The chosen arm with its effect and damage.
         """
         strengths = usable_strengths(self.config.edit, self.config.strengths)
         middle = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
@@ -151,6 +154,9 @@ def last_as_good(best: Cell, effects: Mapping[Cell, float]) -> Cell:
     Args:
         best: The cell with the most effect.
         effects: Effect of every cell.
+
+    Returns:
+        A cell with the positions of the best one.
     """
     as_good = [
         cell

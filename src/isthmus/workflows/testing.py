@@ -38,6 +38,9 @@ def measure_arms(
         arms: Every condition, in the order in which results are written.
         best: The transferred arm that stands for its condition.
         progress: Who shows progress.
+
+    Returns:
+        All measurements, and completions side by side.
     """
     measurements: list[Measurement] = []
     shown: dict[str, Completions] = {}

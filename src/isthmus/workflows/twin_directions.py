@@ -40,6 +40,9 @@ def read_states(
         sites: Where to read.
         positions: Which tokens.
         batch_size: Prompts per forward pass.
+
+    Returns:
+        States by site, one row per prompt, in their order.
     """
     selector = reading_positions(positions)
     indices = [selector.token_indices(text) for text in texts]
@@ -69,6 +72,9 @@ def learn_twin_direction(
         sites: Where.
         positions: Which tokens it will be used at.
         config: Triggers, method, pooling.
+
+    Returns:
+        The direction, at all of the sites.
     """
     encoded = encode_twins(lm, twins, config)
     pooled = config.pooled or not reading_positions(positions).has_fixed_span

@@ -37,6 +37,12 @@ class TwinSplits:
 def read_splits(config: RunConfig) -> TwinSplits:
     """Reads the questions of a run and makes twins of them.
 
+    Args:
+        config: Where the questions are and how many are wanted.
+
+    Returns:
+        Twins of every split.
+
     Raises:
         DataError: If a file is unusable, a question is in two splits or has no answer, or a split
             has too few questions.
@@ -195,6 +201,13 @@ def position_candidates(
     models: Sequence[LanguageModel], config: RunConfig
 ) -> tuple[tuple[str, ...], str | None]:
     """Returns the positions that validation may choose from, and a note when one fell away.
+
+    Args:
+        models: The source and a target.
+        config: Triggers and wanted positions.
+
+    Returns:
+        Spellings of positions, and why one was left out.
 
     Raises:
         TriggerError: If `trigger` is asked for and the models split the trigger differently.

@@ -17,6 +17,7 @@ from isthmus.core.artifacts import (
     TENSORS_NAME,
     atomic_folder,
     read_artifact,
+    read_fields,
     read_json,
     sha256_of_file,
     write_artifact,
@@ -26,13 +27,22 @@ from isthmus.core.artifacts import (
 from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     # A lone surrogate is no Unicode text and cannot be written as UTF-8.
     | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
     max_leaves=8,
 )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def filled(folder, content="old"):
@@ -64,7 +74,7 @@ def test_a_folder_appears_whole_and_only_at_the_end(tmp_path):
         assert not path.exists()
         assert folder.parent == path.parent
     assert (path / "file").read_text() == "new"
-    assert os.listdir(path.parent) == ["result"]
+    assert names(path.parent) == ["result"]
 
 
 @pytest.mark.parametrize("failure", [ValueError("no"), OSError("disk"), KeyboardInterrupt()])
@@ -77,7 +87,7 @@ def test_a_body_that_raises_leaves_nothing_behind(tmp_path, failure, replace):
     expected = OutputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected), atomic_folder(tmp_path / "x", replace=replace) as folder:
         fail(folder)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_a_taken_place_is_refused_before_the_work_is_done(tmp_path):
@@ -90,8 +100,8 @@ def test_a_taken_place_is_refused_before_the_work_is_done(tmp_path):
 def test_a_replaced_folder_keeps_nothing_of_the_old_one(tmp_path):
     with atomic_folder(filled(tmp_path / "x"), replace=True) as folder:
         (folder / "other").write_text("new")
-    assert os.listdir(tmp_path) == ["x"]
-    assert os.listdir(tmp_path / "x") == ["other"]
+    assert names(tmp_path) == ["x"]
+    assert names(tmp_path / "x") == ["other"]
 
 
 def test_an_old_folder_survives_a_body_that_raises(tmp_path):
@@ -99,7 +109,7 @@ def test_an_old_folder_survives_a_body_that_raises(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_folder(old, replace=True):
         _ = 1 / 0
     assert (old / "file").read_text() == "old"
-    assert os.listdir(tmp_path) == ["x"]
+    assert names(tmp_path) == ["x"]
 
 
 def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path):
@@ -110,7 +120,7 @@ def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pat
     ):
         shutil.rmtree(folder)
     assert (old / "file").read_text() == "old"
-    assert os.listdir(tmp_path) == ["x"]
+    assert names(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -127,7 +137,7 @@ def test_of_two_writers_the_later_one_wins_where_replacing_is_allowed(tmp_path):
         (late / "file").write_text("late")
         filled(path, "early")
     assert (path / "file").read_text() == "late"
-    assert os.listdir(tmp_path) == ["x"]
+    assert names(tmp_path) == ["x"]
 
 
 def test_of_two_writers_the_earlier_one_wins_where_replacing_is_not_allowed(tmp_path):
@@ -135,7 +145,7 @@ def test_of_two_writers_the_earlier_one_wins_where_replacing_is_not_allowed(tmp_
     with pytest.raises(OutputError), atomic_folder(path):
         filled(path, "early")
     assert (path / "file").read_text() == "early"
-    assert os.listdir(tmp_path) == ["x"]
+    assert names(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("name", ["file/x", "file/x/y", "n" * 300])
@@ -149,7 +159,7 @@ def test_a_place_that_cannot_be_made_is_an_output_error(tmp_path, name):
     ):
         with pytest.raises(OutputError, match="cannot write"):
             write(tmp_path / name)
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
@@ -165,14 +175,14 @@ def test_writing_over_a_folder_leaves_it_and_no_litter(tmp_path):
     filled(tmp_path / "x")
     with pytest.raises(OutputError):
         write_text(tmp_path / "x", "text")
-    assert os.listdir(tmp_path) == ["x"]
+    assert names(tmp_path) == ["x"]
 
 
 def test_text_is_written_as_it_is_and_replaces_the_old_text(tmp_path):
     write_text(tmp_path / "deep" / "x", "old")
     write_text(tmp_path / "deep" / "x", "naïve\n東京")
     assert (tmp_path / "deep" / "x").read_bytes() == "naïve\n東京".encode()
-    assert os.listdir(tmp_path / "deep") == ["x"]
+    assert names(tmp_path / "deep") == ["x"]
 
 
 @given(value=JSON)
@@ -187,7 +197,7 @@ def test_json_comes_back_as_it_was_written(tmp_path_factory, value):
 def test_a_number_that_json_does_not_have_is_refused(tmp_path, number):
     with pytest.raises(NonFiniteError, match=r"x\.json"):
         write_json(tmp_path / "x.json", {"a": [number]})
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'a': 1}"])
@@ -207,6 +217,7 @@ def test_an_artifact_comes_back_bit_for_bit(tmp_path):
     read = read_artifact(saved(tmp_path / "d", half=torch.tensor([0.1]).half()), "direction")
     assert (read.kind, read.fields) == ("direction", {"layer": 3, "name": "π"})
     assert torch.equal(read.tensors["a"], torch.arange(6.0).view(2, 3))
+    assert read_fields(tmp_path / "d") == read.fields
     assert read.tensors["b"].dtype == torch.int64
     assert torch.equal(read.tensors["half"], torch.tensor([0.1]).half())
 
@@ -220,7 +231,7 @@ def test_tensors_are_plain_safetensors_that_others_can_read(tmp_path):
 
 def test_an_artifact_without_tensors_is_one_file(tmp_path):
     write_artifact(tmp_path / "d", "certificate", {"a": 1}, {})
-    assert os.listdir(tmp_path / "d") == [MANIFEST_NAME]
+    assert names(tmp_path / "d") == [MANIFEST_NAME]
     assert read_artifact(tmp_path / "d").tensors == {}
 
 
@@ -237,7 +248,7 @@ def test_an_artifact_of_the_same_kind_is_replaced(tmp_path):
     path = saved(tmp_path / "d")
     write_artifact(path, "direction", {"layer": 4}, {})
     assert read_artifact(path).fields == {"layer": 4}
-    assert os.listdir(path) == [MANIFEST_NAME]
+    assert names(path) == [MANIFEST_NAME]
 
 
 def test_a_place_that_holds_something_else_is_refused_and_left_alone(tmp_path):
@@ -269,7 +280,7 @@ def test_an_artifact_that_the_disk_does_not_hold_leaves_the_old_one(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert read_artifact(path).fields["layer"] == 3
-    assert os.listdir(tmp_path) == ["d"]
+    assert names(tmp_path) == ["d"]
 
 
 def test_another_kind_than_expected_is_refused_by_name(tmp_path):
@@ -281,6 +292,14 @@ def test_a_newer_format_is_refused(tmp_path):
     edit_manifest(saved(tmp_path / "d"), format=2)
     with pytest.raises(ArtifactError, match="upgrade isthmus"):
         read_artifact(tmp_path / "d")
+
+
+def test_fields_can_be_read_without_the_tensors(tmp_path):
+    path = saved(tmp_path / "d")
+    (path / TENSORS_NAME).unlink()
+    assert read_fields(path, "direction")["layer"] == 3
+    with pytest.raises(ArtifactError, match="expected a organism"):
+        read_fields(path, "organism")
 
 
 def test_every_single_damaged_byte_of_the_tensors_is_noticed(tmp_path):

@@ -54,7 +54,9 @@ def test_a_greater_depth_is_never_an_earlier_layer(pair, n_layers):
     assert parse_site(shallow, n_layers).layer <= parse_site(deep, n_layers).layer
 
 
-@pytest.mark.parametrize(("depth", "layer"), [(0.0, 0), ("0.0", 0), (0.6, 7), (1.0, 11), ("1.", 11)])
+@pytest.mark.parametrize(
+    ("depth", "layer"), [(0.0, 0), ("0.0", 0), (0.6, 7), (1.0, 11), ("1.", 11)]
+)
 def test_a_number_with_a_point_is_a_depth_and_not_a_layer(depth, layer):
     assert parse_site(depth, 12) == Site(layer)
 
@@ -83,7 +85,7 @@ def test_more_digits_than_a_number_may_have_are_refused(written):
 
 
 def test_an_unknown_stream_is_refused_with_those_there_are():
-    with pytest.raises(SiteError, match="'resid_mid'.*resid_pre, attn_out, mlp_out, resid_post"):
+    with pytest.raises(SiteError, match=r"'resid_mid'.*resid_pre, attn_out, mlp_out, resid_post"):
         parse_site("resid_mid[3]", 12)
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,13 +31,17 @@ from isthmus.models.organisms import (
 
 TOKENIZER = tiny_tokenizer()
 WEIGHTS = "model.safetensors"
-# Below 2⁻¹⁴ float16 has fewer digits; there a scale is off by at most 2⁻²⁵, an entry by 7 times that.
+# Below 2⁻¹⁴ float16 has fewer digits: a scale is off by at most 2⁻²⁵, an entry by 7 times that.
 COARSEST = 7 * 2**-25
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def network(family="llama", seed=0, **changes):
@@ -85,8 +88,9 @@ def test_the_cache_is_where_the_environment_says_or_in_the_home_folder(tmp_path,
 MATRICES = st.tuples(
     st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31), st.floats(-12, 4)
 ).map(
-    lambda drawn: 10 ** drawn[3]
-    * torch.randn(drawn[:2], generator=torch.Generator().manual_seed(drawn[2]))
+    lambda drawn: (
+        10 ** drawn[3] * torch.randn(drawn[:2], generator=torch.Generator().manual_seed(drawn[2]))
+    )
 )
 
 
@@ -169,7 +173,9 @@ def test_a_fine_tune_takes_about_an_eighth_of_the_room_of_a_base():
     _, packed = built_pair()
     sizes = [(p / TENSORS_NAME).stat().st_size for p in (packed, packed_folder("tiny"))]
     assert sizes[0] < sizes[1] / 2
-    assert all(t.dtype in {torch.uint8, torch.float16} for t in read_artifact(packed).tensors.values())
+    assert all(
+        t.dtype in {torch.uint8, torch.float16} for t in read_artifact(packed).tensors.values()
+    )
 
 
 def test_a_fine_tune_speaks_through_the_tokenizer_of_its_base():
@@ -215,12 +221,13 @@ def test_a_base_of_another_shape_than_the_one_that_was_fine_tuned_is_refused():
 
 
 def test_a_built_organism_comes_before_a_shipped_one_of_its_name():
-    if not (names := shipped_organisms()):
+    if not (shipped_names := shipped_organisms()):
         pytest.skip("none is shipped")
-    shipped = packed_folder(names[0])
-    assert built(names[0], network()) != shipped
+    name = shipped_names[0]
+    shipped = packed_folder(name)
+    assert built(name, network()) != shipped
     shutil.rmtree(cache_folder())
-    assert packed_folder(names[0]) == shipped
+    assert packed_folder(name) == shipped
 
 
 def test_a_shipped_fine_tune_stays_on_the_shipped_base_when_another_is_built():
@@ -292,7 +299,7 @@ def test_a_damaged_unpacked_organism_is_made_again(damage):
     damage(folder)
     assert organism_folder("tiny") == folder
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole
-    assert os.listdir(folder.parent) == [folder.name]
+    assert names(folder.parent) == [folder.name]
 
 
 def test_a_file_in_the_place_of_an_unpacked_organism_is_not_overwritten():
@@ -314,7 +321,9 @@ def test_a_damaged_packed_organism_is_refused_and_leaves_nothing_unpacked():
     assert not (cache_folder() / "organisms").exists()
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", '{"format": 1, "kind": "organism", "fields": null}'])
+@pytest.mark.parametrize(
+    "manifest", ["{", "[]", '{"format": 1, "kind": "organism", "fields": null}']
+)
 def test_a_manifest_that_is_none_is_refused(manifest):
     packed = built("tiny", network())
     (packed / MANIFEST_NAME).write_text(manifest)
@@ -357,11 +366,9 @@ def test_a_fine_tune_is_unpacked_elsewhere_when_its_base_is_built_again():
 def test_unpacking_at_the_same_time_gives_everyone_the_same_whole_folder():
     built("tiny", network())
     with ThreadPoolExecutor(4) as threads:
-        folders = [done.result() for done in [threads.submit(organism_folder, "tiny")] * 1]
-        shutil.rmtree(cache_folder() / "organisms")
         running = [threads.submit(organism_folder, "tiny") for _ in range(4)]
-        folders += [done.result() for done in running]
+        folders = [done.result() for done in running]
     assert len(set(folders)) == 1
-    assert os.listdir(folders[0].parent) == [folders[0].name]
+    assert names(folders[0].parent) == [folders[0].name]
     model = load_language_model(str(folders[0]), dtype="float32").model
     assert hash_weights(model) == hash_weights(network())
