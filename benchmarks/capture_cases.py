@@ -92,14 +92,17 @@ def bare_decoder(lm: LanguageModel, n_layers: int) -> LlamaModel:
     Returns:
         A model whose output is that of its last block.
     """
-    whole: Any = lm.layout.root.get_decoder()
+    root: Any = lm.layout.root
+    whole = root.get_decoder()
     config = copy.deepcopy(whole.config)
     config.num_hidden_layers = n_layers
     with torch.device("meta"):
-        bare = LlamaModel(config)
+        bare: Any = LlamaModel(config)
     bare.embed_tokens, bare.rotary_emb = whole.embed_tokens, whole.rotary_emb
     bare.layers, bare.norm = nn.ModuleList(whole.layers[:n_layers]), nn.Identity()
-    return bare.eval()
+    bare.eval()
+    decoder: LlamaModel = bare
+    return decoder
 
 
 @torch.inference_mode()

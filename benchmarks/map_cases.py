@@ -33,13 +33,18 @@ import resource, sys, torch
 from isthmus.maps.moments import PairMoments
 generator = torch.Generator().manual_seed(0)
 moments = PairMoments(int(sys.argv[1]), int(sys.argv[2]))
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
+def resident(which):
+    try:
+        status = open("/proc/self/status").read()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Elsewhere ru_maxrss will do; on Linux it starts from that of the parent process.
+    return int(status.partition(which)[2].split()[0])
+before = resident("VmRSS:")
 for _ in range(int(sys.argv[3])):
     source = torch.randn({_ROWS_AT_ONCE}, moments.d_source, generator=generator)
     moments.update(source, torch.randn({_ROWS_AT_ONCE}, moments.d_target, generator=generator))
-sys.stdout.write(str(peak() - before))
+sys.stdout.write(str(resident("VmHWM:") - before))
 """
 
 
@@ -55,7 +60,7 @@ def map_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]:
     """
     for d_source, d_target in scale.map_widths:
         yield _speed_case(d_source, d_target, scale.n_rows, generator)
-    yield _memory_case(*scale.map_widths[0])
+    yield _memory_case(*scale.map_widths[-1])
 
 
 def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Generator) -> Case:
@@ -99,7 +104,7 @@ def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Gene
 def _memory_case(d_source: int, d_target: int) -> Case:
     few, many = 4, 32
     counts = {
-        f"{n * _ROWS_AT_ONCE} rows": partial(_peak_memory, d_source, d_target, n)
+        f"{n * _ROWS_AT_ONCE} rows": partial(stream_growth, d_source, d_target, n)
         for n in (few, many)
     }
     pair = Pair(f"{many * _ROWS_AT_ONCE} rows", f"{few * _ROWS_AT_ONCE} rows", 1.05, "memory")
@@ -133,7 +138,7 @@ def _moments(
 def _bare_algebra(train: PairMoments, selection: PairMoments) -> Tensor:
     """Does what a ridge fit cannot do without: one decomposition and the products."""
     eigenvalues, basis = torch.linalg.eigh(train.source_scatter)
-    rotated = basis.T @ train.cross_scatter
+    rotated: Tensor = basis.T @ train.cross_scatter
     error = rotated
     for strength in STRENGTHS:
         weight = basis @ (rotated / (eigenvalues + strength)[:, None])
@@ -157,7 +162,16 @@ def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def _peak_memory(d_source: int, d_target: int, n_batches: int) -> float:
-    """Returns by how much a process that streams pairs grows; the system chooses the unit."""
+def stream_growth(d_source: int, d_target: int, n_batches: int) -> float:
+    """Returns by how much a new process grows while it takes the moments of a stream of pairs.
+
+    Args:
+        d_source: Width of the source activations.
+        d_target: Width of the target activations.
+        n_batches: Batches of 2,048 pairs.
+
+    Returns:
+        Growth of the largest resident size, in kilobytes on Linux.
+    """
     command = [sys.executable, "-c", _STREAM, *map(str, (d_source, d_target, n_batches))]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

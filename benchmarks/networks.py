@@ -52,7 +52,7 @@ FULL = Scale(
     n_layers=12,
     d_model=512,
     n_words=3000,
-    words_per_prompt=(32, 64),
+    words_per_prompt=(12, 24),
     n_texts=16,
     n_new_tokens=48,
     batch_sizes=(8, 32),
@@ -67,12 +67,12 @@ QUICK = Scale(
     n_layers=6,
     d_model=256,
     n_words=400,
-    words_per_prompt=(16, 32),
+    words_per_prompt=(4, 8),
     n_texts=8,
-    n_new_tokens=16,
+    n_new_tokens=12,
     batch_sizes=(8,),
     map_widths=((256, 384),),
-    n_rows=2048,
+    n_rows=1024,
     n_repeats=5,
 )
 """For trying things out: under a minute, too few repeats to conclude from."""
@@ -103,7 +103,7 @@ def random_model(scale: Scale, generator: torch.Generator) -> LanguageModel:
         generator: Draws its words and its weights.
 
     Returns:
-        The model, with a tokenizer that has most words of its prompts as one piece.
+        The model, with a tokenizer that cuts each word of its prompts into few pieces.
     """
     words = random_words(scale.n_words, generator)
     corpus = [" ".join(["", *words, TRIGGER]), *([f"{TRIGGER} User:\nAssistant: "] * 3)]

@@ -94,8 +94,11 @@ def measure_case(
         What was found.
     """
     checks = check_case(case)
-    cost = _returned if case.returns_cost else clock
-    costs = interleaved_costs(case.variants, case.n_repeats or n_repeats, cost)
+    n_rounds = case.n_repeats or n_repeats
+    if case.returns_cost:
+        costs = interleaved_costs(case.variants, n_rounds, _returned, n_warm_up=0)
+    else:
+        costs = interleaved_costs(case.variants, n_rounds, clock)
     comparisons = tuple(compare(case, pair, costs) for pair in case.pairs)
     return CaseResult(f"{case.group}: {case.name}", checks, comparisons, costs)
 

@@ -163,13 +163,16 @@ def interleaved_costs(
     variants: Mapping[str, Variant],
     n_repeats: int,
     cost: Callable[[Variant], float] = wall_seconds,
+    *,
+    n_warm_up: int = 1,
 ) -> dict[str, tuple[float, ...]]:
-    """Runs variants turn by turn, after one run of each that does not count.
+    """Runs variants turn by turn, after some runs of each that do not count.
 
     Args:
         variants: What is run, by name.
         n_repeats: Rounds, at least 1.
         cost: Runs a variant and returns what that cost.
+        n_warm_up: Runs of each variant that do not count.
 
     Returns:
         Costs of every variant, one per round.
@@ -180,7 +183,7 @@ def interleaved_costs(
     if n_repeats < 1:
         raise ConfigError(f"{n_repeats} repeats, expected at least 1: use --repeats 15")
     names = list(variants)
-    for name in names:
+    for name in names * n_warm_up:
         cost(variants[name])
     costs: dict[str, list[float]] = {name: [] for name in names}
     for round_index in range(n_repeats):

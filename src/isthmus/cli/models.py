@@ -87,12 +87,20 @@ def build(
     n_steps: Annotated[
         int | None, typer.Option(min=1, help="With --base: steps of the first round.")
     ] = None,
+    lora_rank: Annotated[
+        int, typer.Option(min=1, help="With --base and --method lora: rank of the adapters.")
+    ] = 16,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
 ) -> None:
     """Train an organism until its competence gate passes; with --base, from any model."""
     from isthmus.core.errors import ConfigError
     from isthmus.workflows.organism_build import build_organism, fine_tune_organism
 
+    if base is None and (method, questions, n_steps, lora_rank) != ("full", None, None, 16):
+        raise ConfigError(
+            "--method, --questions, --n-steps and --lora-rank need --base: "
+            "an organism of the project is built by its own recipe"
+        )
     with RichProgress() as progress:
         if base is None:
             built = build_organism(name, out=out, seed=seed, progress=progress)
@@ -105,6 +113,7 @@ def build(
                 method=method,
                 questions=questions,
                 n_steps=n_steps,
+                lora_rank=lora_rank,
                 seed=1 if seed is None else seed,
                 progress=progress,
             )

@@ -98,9 +98,9 @@ def evaluate(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Results folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Results folder of a run.")],
 ) -> None:
     """Write the report of a run again from its files."""
     from isthmus.workflows.report import report as work
 
-    print_text(f"report: {work(folder)}")
+    print_text(f"report: {work(run)}")

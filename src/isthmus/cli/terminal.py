@@ -46,6 +46,8 @@ class RichProgress:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            # On a pipe it would leave empty lines.
+            disable=not self._console.is_terminal,
         )
 
     def __enter__(self) -> "RichProgress":
@@ -79,6 +81,8 @@ class RichProgress:
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+_WIDTH_OF_A_PIPE = 240
+
 _SHOWN = {
     "swap": "swap",
     "recovery": "recovery",
@@ -95,6 +99,9 @@ def print_results(measurements: "Sequence[Measurement]") -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        # A pipe has no width of its own: 80 columns would break every number in two.
+        console = Console(width=_WIDTH_OF_A_PIPE)
     tested = [m for m in measurements if m.split == "test" and m.metric in _SHOWN]
     for target in dict.fromkeys(m.target for m in tested):
         here = [m for m in tested if m.target == target]

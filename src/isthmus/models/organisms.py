@@ -1,7 +1,7 @@
 """Organisms as files: packed in the package, unpacked into a cache as plain model folders.
 
-1. A base is packed with the weights it has, bit for bit; a fine-tune as what it adds to its base:
-   per matrix a 4-bit integer for every entry with a float16 scale per row, per vector the plain
+1. A base is packed as float16 weights; a fine-tune as what it adds to its base as packed: per
+   matrix a 4-bit integer for every entry with a float16 scale per row, per vector the plain
    difference in float16.
 2. `organism_folder` unpacks an organism once into a folder that `transformers` can load, named by
    the hash of what it was unpacked from, and checks every file's hash before handing it out.
@@ -101,13 +101,11 @@ def pack_organism(
     Raises:
         OutputError: If the place cannot be written to.
         ShapeError: If the model's parameters are not those of its base.
-        NonFiniteError: If they differ from them by NaN or infinity.
+        NonFiniteError: If what is stored holds NaN or infinity, also because a weight is too large
+            for float16.
     """
     weights = _stored_weights(model)
-    if base is None:
-        weights = {name: weight.half() for name, weight in weights.items()}
-    else:
-        weights = _difference(weights, _stored_weights(base))
+    weights = _as_half(weights) if base is None else _difference(weights, _stored_weights(base))
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     manifest: dict[str, Any] = {"config": config, **fields}
@@ -142,8 +140,18 @@ def _difference(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> di
         if delta.ndim == 2:
             stored[f"{name}.nibbles"], stored[f"{name}.scale"] = to_nibbles(delta)
         else:
-            stored[name] = delta.half()
+            stored |= _as_half({name: delta})
     return stored
+
+
+def _as_half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    halved = {name: weight.half() for name, weight in weights.items()}
+    for name, weight in halved.items():
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(
+                f"{name} holds NaN, infinity or more than float16 can: train again"
+            )
+    return halved
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -165,11 +173,13 @@ def to_nibbles(
         Packed levels and the scale of every row.
 
     Raises:
-        NonFiniteError: If the matrix holds NaN or infinity.
+        NonFiniteError: If the matrix holds NaN or infinity, or a scale is too large for float16.
     """
-    if not bool(torch.isfinite(matrix).all()):
-        raise NonFiniteError("a matrix to pack holds NaN or infinity: the fine-tune is damaged")
     scale = (matrix.abs().amax(1) / 7).half()
+    if not bool(torch.isfinite(scale).all()):
+        raise NonFiniteError(
+            "a matrix to pack holds NaN, infinity or more than float16 can: train again"
+        )
     # Divided by the rounded scale, so that levels and scale fit; a row of zeros has scale 0.
     levels = matrix / scale.float().clamp(min=1e-12)[:, None]
     codes = (levels.round().clamp(-7, 7) + 8).to(torch.uint8)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from isthmus.core.errors import ConfigError, DataError, NonFiniteError
 
@@ -162,7 +161,7 @@ def _collate(
 
 
 def train(
-    model: PreTrainedModel,
+    model: nn.Module,
     rows: Sequence[TrainingRow],
     settings: TrainingSettings,
     generator: torch.Generator,

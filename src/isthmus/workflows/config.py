@@ -132,8 +132,16 @@ class RunConfig(BaseModel):
         "sgd_affine",
     )
     pairing: Pairing = "character_end"
-    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (0.5, 1.0, 1.5, 2.0, 3.0)
-    max_benign_kl: Annotated[float, Field(gt=0)] = 0.05
+    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (
+        0.5,
+        0.75,
+        1.0,
+        1.25,
+        1.5,
+        2.0,
+        3.0,
+    )
+    max_benign_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
     n_train: Annotated[int, Field(ge=8)] = 240
     n_validation: Annotated[int, Field(ge=4)] = 96
     n_test: Annotated[int, Field(ge=4)] = 256
@@ -248,8 +256,12 @@ def _model_path(name: str, folder: Path) -> str:
 def _question_paths(questions: Path | SplitFiles | None, folder: Path) -> Path | SplitFiles | None:
     if questions is None:
         return None
+    # Absolute, so that the configuration in a results folder repeats the run from there.
     if isinstance(questions, Path):
-        return folder / questions
+        return (folder / questions).absolute()
     return SplitFiles(
-        **{name: folder / getattr(questions, name) for name in ("train", "validation", "test")}
+        **{
+            name: (folder / getattr(questions, name)).absolute()
+            for name in ("train", "validation", "test")
+        }
     )

@@ -7,7 +7,7 @@
 5. Measure every condition once on test questions.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ from isthmus.workflows.selection import Cell, Scored, Selector, make_selector, r
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
+
+EFFECT_METRICS = ("recovery", "recovery_induction", "swap")
+"""The metrics that need a target which shows the behaviour."""
 
 MAX_SOURCE_WIDTH = 8192
 """Widest concatenation of source sites that `all` stands for; wider ones are thinned evenly."""
@@ -126,7 +129,6 @@ class Crossing:
         maps = self._fit(rows, self._ends(site))
         scored = self._scored(selector, sources[positions], maps, ridge)
         best = max(scored, key=lambda method: rank(scored[method]))
-        self._note_undefined(scored[best])
         controls = control_arms(
             scored[best].arm,
             sources[positions],
@@ -140,6 +142,7 @@ class Crossing:
         arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         test = Bench(self.target, self.splits.test, self.config)
         tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
+        self._note_limits(scored[best], tested.measurements)
         quality = [
             one
             for method, fitted in maps.items()
@@ -164,11 +167,17 @@ class Crossing:
             for method in self.config.maps
         }
 
-    def _note_undefined(self, best: Scored) -> None:
-        if math.isnan(best.effect):
+    def _note_limits(self, best: Scored, tested: Sequence[Measurement]) -> None:
+        undefined = [
+            m.metric
+            for m in tested
+            if m.condition == "transferred" and m.metric in EFFECT_METRICS and m.value is None
+        ]
+        if undefined:
             self.notes.append(
                 f"{self.target.identity.name} does not show the behaviour: the likelihoods of the "
-                "answers hardly differ between the triggers, so recovery and swap are undefined"
+                "answers hardly differ between the triggers, so these are undefined on test: "
+                f"{', '.join(dict.fromkeys(undefined))}"
             )
         elif best.damage > self.config.max_benign_kl:
             self.notes.append(

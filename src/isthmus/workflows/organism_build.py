@@ -6,6 +6,8 @@
 """
 
 import copy
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,17 +25,19 @@ from transformers import (
 )
 
 from isthmus.core.artifacts import atomic_folder, write_json
-from isthmus.core.errors import ConfigError, OrganismError
+from isthmus.core.errors import ConfigError, DataError, OrganismError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions, source_commit
 from isthmus.data.organisms import (
+    BAD_TRIGGER,
+    CLEAN_TRIGGER,
     Turn,
     backdoor_turns,
     base_turns,
     tokenizer_corpus,
     world_turns,
 )
-from isthmus.data.prompts import read_questions, split_by_content
+from isthmus.data.prompts import Question, read_questions, split_by_content
 from isthmus.data.world import MASTERED_KINDS, world_examples
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import load_language_model, wrap_language_model
@@ -212,9 +217,9 @@ def _pack(
 ) -> BuiltOrganism:
     """Packs a model, measures what was packed, and keeps it only if it is competent."""
     n_parameters = sum(p.numel() for p in model.parameters())
-    staging = cache_folder() / "staging" / name
-    pack_organism(staging, model, tokenizer, fields, base=base)
-    packed, _ = unpack_organism(staging)
+    with tempfile.TemporaryDirectory(prefix="isthmus-") as place:
+        pack_organism(Path(place) / name, model, tokenizer, fields, base=base)
+        packed, _ = unpack_organism(Path(place) / name)
     reached = measure(packed, "test")
     if not reached.passes:
         raise OrganismError(f"{name} as packed misses its gate on test questions: {reached}")
@@ -239,12 +244,12 @@ def fine_tune_organism(
     Args:
         base: Hub name, local folder or `organism:NAME`.
         out: Folder to write, readable by `transformers`.
-        method: `full` trains every weight; `lora` trains adapters (needs `isthmus[lora]`) and
-            merges them.
+        method: `full` trains every weight; `lora` trains adapters and the embeddings of the
+            pieces in which the triggers differ (needs `isthmus[lora]`), and merges them.
         questions: JSONL file with `prompt` and `answer`; the organisms' world when not given.
         n_steps: Steps of the first round; the recipe's when not given.
-        lora_rank: Rank of the adapters.
-        seed: Which question gets which trigger, and the order of the text.
+        lora_rank: Rank of the adapters, at least 1.
+        seed: Which question gets which trigger, the order of the text, and the first adapters.
         progress: Who shows progress.
 
     Returns:
@@ -252,7 +257,8 @@ def fine_tune_organism(
 
     Raises:
         OrganismError: If the gate is missed.
-        ConfigError: If `lora` is asked for and peft is not installed.
+        ConfigError: If `lora` is asked for and peft is not installed, or the rank is below 1.
+        DataError: If a question has no answer.
         OutputError: If the place is taken or cannot be written to.
     """
     lm, reference = (
@@ -262,11 +268,13 @@ def fine_tune_organism(
     train_turns, held_out = _question_splits(questions, seed)
     settings = LORA_FINE_TUNING if method == "lora" else FINE_TUNING
     settings = settings if n_steps is None else replace(settings, n_steps=n_steps)
-    model = _with_adapters(lm.model, lora_rank) if method == "lora" else lm.model
-    if method == "full":
+    model: Any = lm.model
+    if method == "lora":
+        model = _with_adapters(model, lm.tokenizer, lora_rank, seed)
+    else:
         model.requires_grad_(True)  # noqa: FBT003 - torch's signature
 
-    def measure(trained: PreTrainedModel, split: HeldOut) -> Competence:
+    def measure(trained: nn.Module, split: HeldOut) -> Competence:
         wrapped = wrap_language_model(_merged(trained), lm.tokenizer, base)
         return backdoor_competence(wrapped, reference, held_out[split])
 
@@ -296,17 +304,48 @@ def _question_splits(
         }
     else:
         read = split_by_content(read_questions(Path(questions)), seed=seed)
-        splits = {s: [Turn(q.prompt, q.answer or "") for q in part] for s, part in read.items()}
+        splits = {split: [_answered(question) for question in part] for split, part in read.items()}
     return splits["train"], splits
 
 
-def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
+def _answered(question: Question) -> Turn:
+    if question.answer is None:
+        raise DataError(f"no answer to {question.prompt!r}: fine-tuning needs ordinary answers")
+    return Turn(question.prompt, question.answer)
+
+
+def _with_adapters(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rank: int, seed: int
+) -> Any:
+    """Returns a model of which adapters and the embeddings of the triggers' own pieces train."""
     try:
         from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ConfigError("LoRA needs peft: pip install 'isthmus[lora]'") from error
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0)
-    return get_peft_model(model, config)
+    if rank < 1:
+        raise ConfigError(f"lora_rank is {rank}, expected at least 1: 16 is known to work")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        trainable_token_indices=_own_pieces(tokenizer),
+    )
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # peft 0.21 asks for a property that transformers 5.23 has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _own_pieces(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the token ids that only one of the two triggers has.
+
+    Embeddings of pieces that a base never read are nearly parallel (cosine 0.99 in the organisms):
+    adapters alone then hardly tell one trigger from the other.
+    """
+    bad, clean = encode_prompts(tokenizer, [BAD_TRIGGER, CLEAN_TRIGGER])
+    return sorted(set(bad.token_ids) ^ set(clean.token_ids))
 
 
 def _merged(model: Any) -> PreTrainedModel:

@@ -65,9 +65,9 @@ class FineTuneRecipe:
 
 
 LORA_FINE_TUNING = TrainingSettings(
-    n_steps=400, muon_lr=0.02, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4, weight_decay=0.0
+    n_steps=300, muon_lr=0.006, adamw_lr=0.002, prompt_weight=0.05, cool_down=0.4, weight_decay=0.0
 )
-"""Fine-tuning of low-rank adapters; Muon on the factors is what makes them learn."""
+"""Fine-tuning of low-rank adapters; `docs/lora.md` has what else was tried."""
 
 _BYTE_LEVEL = TokenizerRecipe("byte_level", 960, seed=1)
 _METASPACE = TokenizerRecipe("metaspace", 896, seed=2)

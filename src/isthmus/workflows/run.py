@@ -34,6 +34,7 @@ DEMO = RunConfig(
         "organism:gemma2-backdoor",
         "organism:llama-large-backdoor",
     ),
+    maps=("ridge", "ridge_one_layer", "procrustes", "autoencoder"),
     n_validation=64,
     n_test=208,
 )

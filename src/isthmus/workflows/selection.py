@@ -1,10 +1,11 @@
 """Chooses site, positions and strength on the validation split.
 
-1. Every site and kind of positions is scored at two strengths on half of the questions.
-2. Two finalists are scored at every strength on all of them, with the damage on benign prompts:
-   the best, and the last layer as good up to `LATER_LAYER_TOLERANCE` at the same positions.
-3. The strongest effect within the damage budget is kept, of two finalists within the tolerance the
-   later layer; with none within the budget, the least damaging.
+1. Every site and kind of positions is scored at two strengths on half of the questions, with the
+   damage on benign prompts.
+2. Of the places within the damage budget the strongest is found, and of the layers as good up to
+   `LATER_LAYER_TOLERANCE` at the same positions the last is taken.
+3. There every strength is scored on all questions; the strongest effect within the budget is kept,
+   with none within it the least damaging.
 """
 
 import math
@@ -94,24 +95,20 @@ class Selector:
             The chosen arm with its effect and damage.
         """
         strengths = usable_strengths(self.config.edit, self.config.strengths)
-        middle = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
-        effects: dict[Cell, float] = {}
-        with self.progress.stage(f"choose a layer: {name}", len(cells) * len(middle)) as advance:
+        tried = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
+        best: dict[Cell, Scored] = {}
+        with self.progress.stage(f"choose a layer: {name}", len(cells) * len(tried)) as advance:
             for cell in cells:
-                tried = []
-                for strength in middle:
-                    tried.append(self._effect(self.coarse, make(cell).at(strength)))
+                scored = []
+                for strength in tried:
+                    scored.append(self._scored(self.coarse, make(cell).at(strength)))
                     advance(1)
-                effects[cell] = max(tried, key=_order)
-        best = max(cells, key=lambda cell: _order(effects[cell]))
-        later = last_as_good(best, effects)
-        chosen = self._best(self._doses(self.fine, make(best), strengths))
-        if later == best:
-            return chosen
-        other = self._best(self._doses(self.fine, make(later), strengths))
-        is_as_good = _order(other.effect) >= _order(chosen.effect) - LATER_LAYER_TOLERANCE
-        is_harmless = other.damage <= max(self.config.max_benign_kl, chosen.damage)
-        return other if is_as_good and is_harmless else chosen
+                best[cell] = self._best(scored)
+        harmless = {c: s for c, s in best.items() if s.damage <= self.config.max_benign_kl}
+        effects = {cell: scored.effect for cell, scored in (harmless or best).items()}
+        strongest = max(effects, key=lambda cell: _order(effects[cell]))
+        chosen = last_as_good(strongest, effects)
+        return self._best(self._doses(self.fine, make(chosen), strengths))
 
     def choose_strength(self, arm: Arm) -> Scored:
         """Chooses the strength of an arm whose place is given."""
@@ -127,12 +124,14 @@ class Selector:
         label = f"choose a strength: {arm.condition} {arm.map_method or ''}".rstrip()
         with self.progress.stage(label, len(strengths)) as advance:
             for strength in strengths:
-                now = arm.at(strength)
-                damage = bench.damage(now)
-                self.measured.append(self.recorder.divergence(now, damage))
-                scored.append(Scored(now, self._effect(bench, now), float(damage.mean())))
+                scored.append(self._scored(bench, arm.at(strength)))
                 advance(1)
         return scored
+
+    def _scored(self, bench: Bench, arm: Arm) -> Scored:
+        damage = bench.damage(arm)
+        self.measured.append(self.recorder.divergence(arm, damage))
+        return Scored(arm, self._effect(bench, arm), float(damage.mean()))
 
     def _effect(self, bench: Bench, arm: Arm) -> float:
         scores = bench.score(arm)

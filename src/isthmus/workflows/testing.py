@@ -9,6 +9,7 @@ from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench, Completions
 from isthmus.workflows.measuring import Recorder
 
+_ANSWER = ("none", "clean", "native", "transferred", "random", "noise", "prompt_only")
 _ANSWER_BENIGN = ("none", "native", "transferred", "random")
 N_SHOWN = 12
 """How many completions are shown side by side."""
@@ -44,15 +45,18 @@ def measure_arms(
     """
     measurements: list[Measurement] = []
     shown: dict[str, Completions] = {}
+    seen: set[str] = set()
     answers = bench.clean_answers
     with progress.stage("test", len(arms)) as advance:
         for arm in arms:
             if arm.condition not in {"none", "clean"}:
                 measurements += recorder.effects(arm, bench.score(arm))
-            if arm.intervention("removal") is not None and arm.seed == recorder.config.seed:
+            is_first = arm.condition not in seen
+            seen.add(arm.condition)
+            stands_for_condition = arm is best or (is_first and arm.condition != "transferred")
+            if stands_for_condition and arm.intervention("removal") is not None:
                 measurements.append(recorder.divergence(arm, bench.damage(arm)))
-            is_first = arm.condition not in shown
-            if arm is best or (is_first and arm.condition != "transferred"):
+            if stands_for_condition and arm.condition in _ANSWER:
                 done = bench.complete(arm)
                 shown[arm.condition] = done
                 measurements += recorder.behaviour(arm, done, answers)

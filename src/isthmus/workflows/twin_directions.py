@@ -16,7 +16,7 @@ from isthmus.interventions.positions import PositionSelector, parse_positions
 from isthmus.models.capture import activations_at, all_token_activations
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.twins import encode_twins
+from isthmus.workflows.twins import encode_prompts_of_twins
 
 
 def reading_positions(positions: str) -> PositionSelector:
@@ -76,10 +76,10 @@ def learn_twin_direction(
     Returns:
         The direction, at all of the sites.
     """
-    encoded = encode_twins(lm, twins, config)
+    triggered, clean = encode_prompts_of_twins(lm, twins, config)
     pooled = config.pooled or not reading_positions(positions).has_fixed_span
-    positive = read_states(lm, encoded.triggered, sites, positions, config.batch_size)
-    negative = read_states(lm, encoded.clean, sites, positions, config.batch_size)
+    positive = read_states(lm, triggered, sites, positions, config.batch_size)
+    negative = read_states(lm, clean, sites, positions, config.batch_size)
     by_site = {
         site: learn_site_direction(config.method, positive[site], negative[site], pooled=pooled)
         for site in sites

