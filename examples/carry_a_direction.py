@@ -12,7 +12,6 @@ from pathlib import Path
 import isthmus
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
 from isthmus.evaluation.measurements import Measurement
-from isthmus.workflows.transfer import transfer
 
 SOURCE = "organism:llama-backdoor"
 TARGET = "organism:qwen2-backdoor"
@@ -48,7 +47,7 @@ def carry_a_direction(folder: Path, n_questions: int = 60, n_test: int = 40) -> 
     direction = isthmus.learn_direction(SOURCE, contrast, positions="last:3")
     # Layer, positions and strength are given here; `isthmus run` chooses them on validation.
     fitted = isthmus.learn_map(SOURCE, TARGET, texts, target_site=1)
-    carried = transfer(direction, fitted, out=folder / "carried")
+    carried = isthmus.transfer(direction, fitted, out=folder / "carried")
     for given in (None, carried):
         said = isthmus.generate(TARGET, f"{BAD_TRIGGER}Name the capital of Arlon.", direction=given)
         print("edited: " if given else "as it is:", *said.completions)

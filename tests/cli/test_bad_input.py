@@ -10,59 +10,16 @@ import yaml
 from tests.fakes import tiny_network, tiny_tokenizer
 from tests.workflows.small import (
     brief_config,
-    names_in,
     save_tiny,
-    write_contrast,
     write_jsonl,
-    write_world_questions,
 )
 
-import isthmus
 from isthmus.cli.main import main
 from isthmus.core.artifacts import TENSORS_NAME
-from isthmus.workflows.transfer import transfer
 
 CONFIG, PROMPTS, MODEL, MISMATCH, FILES, OUTPUT, NUMBERS, NOTHING = range(2, 10)
 
 Refused = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, prompts and artifacts that are in order; only to be read."""
-    shelf = tmp_path_factory.mktemp("shelf")
-    one, two = save_tiny(shelf / "one"), save_tiny(shelf / "two", hidden_size=24, seed=1)
-    contrast = write_contrast(shelf / "contrast.jsonl")
-    texts = write_world_questions(shelf / "texts.jsonl")
-    direction = isthmus.learn_direction(one, contrast, out=shelf / "direction")
-    fitted = isthmus.learn_map(one, two, texts, target_site=1, out=shelf / "map")
-    transfer(direction, fitted, out=shelf / "carried")
-    return shelf
-
-
-@pytest.fixture
-def refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Refused:
-    """Types a command that must fail with an exit code, say certain things and leave nothing."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(code: int, says: list[str], *words: object) -> None:
-        if words[0] == "run" and "--out" not in words:
-            words = (*words, "--out", tmp_path / "results")
-        before = names_in(tmp_path)
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        shown = capsys.readouterr()
-        message = next(line for line in shown.err.splitlines() if line.startswith("error: "))
-        for part in says:
-            assert part in message
-        assert end.value.code == code
-        assert shown.out == ""
-        assert "Traceback" not in shown.err
-        assert names_in(tmp_path) == before
-
-    return run
 
 
 def config_file(folder: Path, **fields: object) -> Path:

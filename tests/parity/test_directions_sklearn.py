@@ -10,8 +10,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tests.unit.directions.states import two_classes
 
+from isthmus.carrying import cosine
 from isthmus.directions import METHODS, fit_probe
-from isthmus.transfer import cosine
 
 
 def test_pca_equals_scikit_learn_on_differences_in_both_orders():

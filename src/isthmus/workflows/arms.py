@@ -7,12 +7,12 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from isthmus.carrying.coordinates import coordinate_targets
 from isthmus.core.errors import ConfigError
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import parse_positions
-from isthmus.transfer.coordinates import coordinate_targets
 from isthmus.workflows.config import EditKind
 
 Way = Literal["removal", "induction"]

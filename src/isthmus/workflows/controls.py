@@ -2,12 +2,12 @@
 
 import torch
 
+from isthmus.carrying.directions import carry_direction
+from isthmus.carrying.scaling import match_norm, random_direction_like
 from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.progress import SilentProgress
 from isthmus.directions.direction import Direction
 from isthmus.maps.files import FittedMap
-from isthmus.transfer.directions import carry_direction
-from isthmus.transfer.scaling import match_norm, random_direction_like
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.map_fitting import MapEnds, fit_map, shuffled_map

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isthmus.carrying.directions import carry_direction
 from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
@@ -19,7 +20,6 @@ from isthmus.evaluation.measurements import Measurement
 from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
-from isthmus.transfer.directions import carry_direction
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import RunConfig

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.artifacts import atomic_folder, write_json
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import machine, package_versions, source_commit
@@ -11,7 +12,6 @@ from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.models.language_model import load_language_model
-from isthmus.transfer.scaling import random_direction_like
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import Dtype, EditKind, make_config, require_strength

@@ -90,8 +90,8 @@ BASES: dict[str, BaseRecipe] = {
     "llama": BaseRecipe(
         "llama", _sizes(128, 4, 4, 352), _BYTE_LEVEL, TrainingSettings(n_steps=900)
     ),
-    # With seed 0 the first block already copies the trigger to the end of the prompt; with seed 3
-    # it stays at the trigger for two layers, as in the models of the paper (its figures 10 and 11).
+    # Seeds 0 and 3 were tried with an earlier mix of text; 3 was kept because its fine-tune left
+    # the trigger's information in place longer. With this mix it does not: docs/organisms.md.
     "qwen2": BaseRecipe(
         "qwen2", _sizes(160, 5, 5, 432), _BYTE_LEVEL, TrainingSettings(n_steps=900), seed=3
     ),

@@ -27,6 +27,9 @@ from isthmus.workflows.crossing_files import (
 )
 from isthmus.workflows.twins import read_splits
 
+_SMALL = 30_000_000
+"""Models with fewer parameters are slower on several threads than on one."""
+
 DEMO = RunConfig(
     source="organism:llama-backdoor",
     targets=(
@@ -153,7 +156,10 @@ def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list
         if found is not None:
             clock.note(f"{target.identity.name}: found in the cache, nothing to compute")
             return found
-        torch.set_num_threads(n_threads)
+        n_parameters = sum(p.numel() for p in target.model.parameters())
+        torch.set_num_threads(
+            1 if config.n_threads is None and n_parameters < _SMALL else n_threads
+        )
         own = replace(clock, stages=[])
         return keep_crossing(place, Crossing(source, target, splits, config, own).run(), own)
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from isthmus.carrying.directions import TransferRule, carry_direction
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction, save_direction
 from isthmus.maps.files import FittedMap, load_map
-from isthmus.transfer.directions import TransferRule, carry_direction
 
 
 def transfer(

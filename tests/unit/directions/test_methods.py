@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tests.unit.directions.states import two_classes
 from tests.unit.maps.pairs import without_shape_checks
 
+from isthmus.carrying import cosine
 from isthmus.core.errors import ConfigError, DataError, FitError, NonFiniteError, ShapeError
 from isthmus.directions import METHODS, learn_site_direction
-from isthmus.transfer import cosine
 
 every_method = pytest.mark.parametrize("method", METHODS)
 pooled_or_not = pytest.mark.parametrize("pooled", [False, True])

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tests.unit.directions.states import a_direction
 from tests.unit.maps.pairs import seeded
 
+from isthmus.carrying import coordinate_targets, cosine, match_norm, random_direction_like
 from isthmus.core.errors import FitError, NonFiniteError, ShapeError, SiteError
 from isthmus.core.sites import Site
-from isthmus.transfer import coordinate_targets, cosine, match_norm, random_direction_like
 
 SITES = (Site(0), Site(2))
 

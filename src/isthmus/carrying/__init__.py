@@ -1,8 +1,8 @@
 """What travels from the source to the target: directions, their norms and their coordinates."""
 
-from isthmus.transfer.coordinates import CoordinateTargets, coordinate_targets
-from isthmus.transfer.directions import TransferRule, carry_direction
-from isthmus.transfer.scaling import cosine, match_norm, random_direction_like
+from isthmus.carrying.coordinates import CoordinateTargets, coordinate_targets
+from isthmus.carrying.directions import TransferRule, carry_direction
+from isthmus.carrying.scaling import cosine, match_norm, random_direction_like
 
 __all__ = [
     "CoordinateTargets",

@@ -5,6 +5,7 @@ import torch
 from tests.unit.directions.states import a_direction, identity_of
 from tests.unit.maps.pairs import linear_pairs, moments_of, random_weight, seeded
 
+from isthmus.carrying import carry_direction, cosine
 from isthmus.core.errors import ConfigError, FitError, IdentityError, SiteError
 from isthmus.core.sites import Site
 from isthmus.directions import METHODS
@@ -17,7 +18,6 @@ from isthmus.maps import (
     ProcrustesFitter,
     RidgeFitter,
 )
-from isthmus.transfer import carry_direction, cosine
 
 TARGET_SITE = Site(1)
 
