@@ -62,7 +62,7 @@ def map_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]:
     """
     for d_source, d_target in scale.map_widths:
         yield _speed_case(d_source, d_target, scale.n_rows, generator)
-    yield _memory_case(*scale.map_widths[-1])
+    yield _memory_case(*scale.map_widths[-1], n_repeats=min(3, scale.n_repeats // 5))
 
 
 def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Generator) -> Case:
@@ -103,7 +103,7 @@ def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Gene
     )
 
 
-def _memory_case(d_source: int, d_target: int) -> Case:
+def _memory_case(d_source: int, d_target: int, *, n_repeats: int) -> Case:
     few, many = 8, 64
     counts = {
         f"{n * _ROWS_AT_ONCE} rows": partial(stream_growth, d_source, d_target, n)
@@ -118,7 +118,7 @@ def _memory_case(d_source: int, d_target: int) -> Case:
         counts,
         (pair,),
         returns_cost=True,
-        n_repeats=3,
+        n_repeats=max(1, n_repeats),
     )
 
 

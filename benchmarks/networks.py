@@ -52,13 +52,13 @@ FULL = Scale(
     n_layers=12,
     d_model=512,
     n_words=3000,
-    words_per_prompt=(12, 24),
+    words_per_prompt=(8, 16),
     n_texts=16,
     n_new_tokens=48,
     batch_sizes=(8, 32),
     map_widths=((512, 768), (1024, 1536)),
     n_rows=4096,
-    n_repeats=21,
+    n_repeats=15,
 )
 """What is reported: 12 blocks, 512 wide."""
 

@@ -258,14 +258,18 @@ def _draw_panel(axes: Axes, group: str, rows: Sequence[Comparison]) -> None:
         axes.plot(ratio.interval, [height] * 2, color=_INK, linewidth=2.2)
         place = axes.get_yaxis_transform()
         axes.text(1.01, height, f"{ratio.median:.3f}", transform=place, va="center")
-    labels = [f"{row.case}: {row.pair.measured} / {row.pair.against}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, _AXIS_END)
     axes.axvline(1, color=_INK, linewidth=0.8)
     axes.axvline(1.05, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
     axes.grid(axis="x", color=_RULE, linewidth=0.6)
     axes.tick_params(axis="y", length=0)
+
+
+def _label(row: Comparison) -> str:
+    note = "" if row.pair.kind == "time" else f" ({row.pair.kind})"
+    return f"{row.case}: {row.pair.measured} / {row.pair.against}{note}"
 
 
 def _row(comparison: Comparison) -> str:

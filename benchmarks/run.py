@@ -134,7 +134,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="wall",
         help="processor, with --threads 1, where other programs keep the machine busy",
     )
-    parser.add_argument("--repeats", type=int, help="rounds per case (default: 21, quick 5)")
+    parser.add_argument("--repeats", type=int, help="rounds per case (default: 15, quick 5)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
     parser.add_argument("--only", nargs="+", choices=GROUPS, help="leave out the other groups")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for JSON and figure")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -141,11 +141,13 @@ def _case(
     plain = partial(_hooked, setting, "all", unsteered)
     variants: dict[str, Callable[[], Any]] = {_NONE: unsteered, _AGAIN: unsteered, _PLAIN: plain}
     checks: list[Check] = []
+    unsteered_once = cache(unsteered)
     for positions in POSITIONS:
         steered = partial(work, setting.place(positions))
-        expected = partial(_hooked, setting, positions, unsteered)
+        expected = cache(partial(_hooked, setting, positions, unsteered))
         variants[positions] = steered
-        checks += _checks(setting, positions, (steered, expected, unsteered), distance)
+        runs = (cache(steered), expected, unsteered_once)
+        checks += _checks(setting, positions, runs, distance)
     pairs = (*(Pair(p, _NONE, LIMIT) for p in POSITIONS), Pair(_PLAIN, _NONE), Pair(_AGAIN, _NONE))
     return Case(group, name, variants, pairs, tuple(checks))
 

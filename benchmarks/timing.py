@@ -26,6 +26,8 @@ Kind = Literal["time", "rate", "memory"]
 Verdict = Literal["within", "above", "open", ""]
 """Whether the whole interval lies on one side of the limit; empty without a limit."""
 
+_FEWEST = 6  # rounds whose range is a 95 % interval of the median
+
 
 @dataclass(frozen=True)
 class Check:
@@ -119,10 +121,12 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Says on which side of the limit the interval lies; `open` if on both."""
+        """Says on which side of the limit the interval lies; `open` if on both or not known."""
         if self.pair.limit is None:
             return ""
         low, high = self.ratio.interval
+        if self.ratio.n < _FEWEST and self.pair.kind != "memory":
+            return "open"
         if high <= self.pair.limit:
             return "within"
         return "above" if low > self.pair.limit else "open"

@@ -6,7 +6,6 @@ from tests.workflows.small import names_in, save_tiny, write_contrast, write_wor
 
 import isthmus
 from isthmus.cli.main import main
-from isthmus.workflows.transfer import transfer
 
 Refused = Callable[..., None]
 
@@ -20,7 +19,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = write_world_questions(shelf / "texts.jsonl")
     direction = isthmus.learn_direction(one, contrast, out=shelf / "direction")
     fitted = isthmus.learn_map(one, two, texts, target_site=1, out=shelf / "map")
-    transfer(direction, fitted, out=shelf / "carried")
+    isthmus.transfer(direction, fitted, out=shelf / "carried")
     return shelf
 
 

@@ -8,7 +8,6 @@ import typer
 
 import isthmus
 from isthmus.cli.main import app
-from isthmus.workflows import transfer
 from isthmus.workflows.organism_build import build_organism, fine_tune_organism
 
 # Who shows progress is the terminal's own business.
@@ -30,9 +29,7 @@ VERBS = {words: command for words, command in COMMANDS.items() if words[0] != "o
 
 
 def verb(words: tuple[str, ...]) -> Callable[..., Any]:
-    name = words[0].replace("-", "_")
-    # A package of the same name hides this one as an attribute of `isthmus`.
-    return transfer.transfer if name == "transfer" else getattr(isthmus, name)
+    return getattr(isthmus, words[0].replace("-", "_"))
 
 
 def names_of(function: Callable[..., Any]) -> set[str]:

@@ -20,7 +20,6 @@ import isthmus
 from isthmus.cli.main import main
 from isthmus.core.artifacts import TENSORS_NAME, sha256_of_file
 from isthmus.models.organisms import shipped_organisms
-from isthmus.workflows.transfer import transfer
 
 Typed = Callable[..., str]
 
@@ -82,7 +81,7 @@ def test_capture_learn_and_transfer_write_what_the_python_functions_write(
     assert f"{fitted.quality.r2_held_out:.4f}" in shown
     shown = typed("transfer", at_hand / "d", at_hand / "map", "--out", at_hand / "carried")
     assert "resid_post[1]" in shown
-    transfer(in_python / "d", in_python / "map", out=in_python / "carried")
+    isthmus.transfer(in_python / "d", in_python / "map", out=in_python / "carried")
     for name in ("kept", "d", "map", "carried"):
         assert same_tensors(at_hand / name, in_python / name)
 

@@ -179,8 +179,10 @@ def test_the_interval_covers_the_median_as_tightly_as_95_percent_allow(
     [((1.0, 1.01), 1.05, "within"), ((1.06, 1.2), 1.05, "above"), ((1.0, 1.2), 1.05, "open")],
 )
 def test_a_limit_is_kept_or_missed_only_by_the_whole_interval(costs, limit, verdict) -> None:
-    found = compare(a_case(), Pair("a", "b", limit), {"a": costs, "b": (1.0, 1.0)})
+    pair = Pair("a", "b", limit)
+    found = compare(a_case(), pair, {"a": costs * 3, "b": (1.0,) * 6})
     assert found.verdict == verdict
+    assert compare(a_case(), pair, {"a": costs, "b": (1.0, 1.0)}).verdict == "open"
     assert replace(found, pair=Pair("a", "b")).verdict == ""
 
 

