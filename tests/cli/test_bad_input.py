@@ -238,9 +238,6 @@ def test_activations_that_overflow_are_an_error_with_text_and_site(
     refused(NUMBERS, says, *words)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="the layout's probe compares what overflowed"
-)
 def test_a_model_that_always_overflows_is_an_error_too(
     refused: Refused, shelf: Path, tmp_path: Path
 ):

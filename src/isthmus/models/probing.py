@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from isthmus.core.errors import ModelError
+from isthmus.core.errors import ModelError, NonFiniteError
 from isthmus.models.hooks import Call, recording
 from isthmus.models.layouts import (
     BlockLayout,
@@ -126,6 +126,11 @@ def _check_causality(
     last = list(parts.blocks)[-1]
     before = trace.block(last)[1][:, :-1].float()
     after = _run(parts, changed).block(last)[1][:, :-1].float()
+    if not bool(torch.isfinite(before).all()):
+        raise NonFiniteError(
+            f"the activations of {type(parts.root).__name__} hold NaN or infinity on a probe: "
+            "its weights overflow, load it in another type or use another model"
+        )
     rounding = 8 * torch.finfo(trace.block(last)[1].dtype).eps
     if not torch.allclose(before, after, rtol=rounding, atol=rounding * float(before.abs().mean())):
         raise ModelError(
