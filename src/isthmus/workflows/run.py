@@ -37,7 +37,8 @@ DEMO = RunConfig(
         "organism:gemma2-backdoor",
         "organism:llama-large-backdoor",
     ),
-    maps=("ridge", "ridge_one_layer", "procrustes", "autoencoder"),
+    maps=("ridge", "ridge_one_layer", "autoencoder"),
+    strengths=(0.75, 1.0, 1.25, 1.5, 2.0),
     n_validation=64,
     n_test=208,
 )
