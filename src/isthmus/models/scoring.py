@@ -1,7 +1,8 @@
 """Likelihood of given answers, and how far an edit moves the distribution over next tokens."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,10 @@ from isthmus.models.batching import (
 )
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.resuming import PrefixStates, resuming
+
+_Start = tuple[PrefixStates, int]
+"""Kept states, and which of their batches is read."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ def answer_nll(
     edits: PlaceEdits = no_edits,
     batch_size: int = 64,
     on_batch: OnBatch = ignore,
+    prefix: PrefixStates | None = None,
 ) -> ScoringResult:
     """Scores the answers that texts carry: -Σ log p(token | what precedes it) / number of tokens.
 
@@ -51,12 +57,14 @@ def answer_nll(
         edits: Says what to edit in a batch, which is padded on the right.
         batch_size: Texts per batch, at least 1.
         on_batch: Told after each batch how many texts it held.
+        prefix: States of these texts from which the passes start; nothing may be edited below.
 
     Returns:
         Losses in the order of the texts, and how much was edited.
 
     Raises:
-        DataError: If there is no text, or one is too long or has no prompt or no answer.
+        DataError: If there is no text, one is too long or has no prompt or no answer, or the prefix
+            is of other texts.
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
         NonFiniteError: If a likelihood is NaN or zero.
@@ -64,8 +72,8 @@ def answer_nll(
     _check_answers(lm, texts, batch_size)
     nll = torch.zeros(len(texts))
     n_edited = 0
-    for indices, batch in padded_batches(lm, texts, "right", batch_size):
-        logprobs, n_here = _answer_logprobs(lm, batch, edits)
+    for indices, batch, start in _batches(lm, texts, batch_size, prefix):
+        logprobs, n_here = _answer_logprobs(lm, batch, edits, start)
         wanted = torch.tensor(_answer_ids(batch.texts), device=logprobs.device)
         losses = -logprobs.gather(1, wanted[:, None])[:, 0]
         nll[list(indices)] = _mean_per_text(losses, batch.texts)
@@ -81,6 +89,7 @@ def answer_logprobs(
     *,
     edits: PlaceEdits = no_edits,
     batch_size: int = 64,
+    prefix: PrefixStates | None = None,
 ) -> list[Float[Tensor, "_ vocab"]]:
     """Returns log p(every token) at each position where an answer token is predicted.
 
@@ -91,19 +100,21 @@ def answer_logprobs(
         texts: Prompts with answers.
         edits: Says what to edit in a batch, which is padded on the right.
         batch_size: Texts per batch, at least 1.
+        prefix: States of these texts from which the passes start; nothing may be edited below.
 
     Returns:
         One float32 tensor per text, on the CPU, in the order of the texts.
 
     Raises:
-        DataError: If there is no text, or one is too long or has no prompt or no answer.
+        DataError: If there is no text, one is too long or has no prompt or no answer, or the prefix
+            is of other texts.
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
     """
     _check_answers(lm, texts, batch_size)
     found: dict[int, Tensor] = {}
-    for indices, batch in padded_batches(lm, texts, "right", batch_size):
-        logprobs, _ = _answer_logprobs(lm, batch, edits)
+    for indices, batch, start in _batches(lm, texts, batch_size, prefix):
+        logprobs, _ = _answer_logprobs(lm, batch, edits, start)
         found.update(zip(indices, logprobs.cpu().split(_answer_lengths(batch.texts)), strict=True))
     return [found[index] for index in range(len(texts))]
 
@@ -146,9 +157,24 @@ def benign_kl(
     return divergence
 
 
+def _batches(
+    lm: LanguageModel, texts: Sequence[EncodedText], batch_size: int, prefix: PrefixStates | None
+) -> Iterator[tuple[tuple[int, ...], TokenBatch, _Start | None]]:
+    """Yields padded batches, each with what its pass starts from, if anything."""
+    if prefix is not None:
+        prefix.check_fits(len(texts), batch_size)
+    batches = padded_batches(lm, texts, "right", batch_size)
+    for number, (indices, batch) in enumerate(batches):
+        start = None if prefix is None else (prefix, number)
+        yield indices, batch, start
+
+
 @torch.inference_mode()
 def _answer_logprobs(
-    lm: LanguageModel, batch: TokenBatch, edits: PlaceEdits
+    lm: LanguageModel,
+    batch: TokenBatch,
+    edits: PlaceEdits,
+    start: _Start | None = None,
 ) -> tuple[Float[Tensor, "token vocab"], int]:
     """Returns log-probabilities at the answer positions, text after text, and the edit count."""
     spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
@@ -156,7 +182,10 @@ def _answer_logprobs(
     place = {column: index for index, column in enumerate(columns)}
     rows = torch.tensor([row for row, span in enumerate(spans) for _ in span])
     kept = torch.tensor([place[column] for span in spans for column in span])
-    with editing(lm.layout, edits(batch)) as count:
+    with ExitStack() as stack:
+        if start is not None:
+            stack.enter_context(resuming(lm.layout, *start))
+        count = stack.enter_context(editing(lm.layout, edits(batch)))
         logits = _logits_at(lm, batch, columns)
     return logits[rows, kept].float().log_softmax(-1), count.total
 

@@ -17,6 +17,12 @@ from isthmus.interventions.intervention import Intervention
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.resuming import (
+    PrefixStates,
+    can_resume,
+    last_shared_layer,
+    prefix_states,
+)
 from isthmus.models.scoring import answer_logprobs, answer_nll, benign_kl
 from isthmus.workflows.arms import Arm, Way
 from isthmus.workflows.config import RunConfig
@@ -24,6 +30,9 @@ from isthmus.workflows.twins import encode_twins
 
 _MOST_KEPT = 2**25
 """Most log-probabilities of the untouched model that are kept rather than computed again."""
+
+_MOST_STATES = 2**26
+"""Most activations, in numbers, that are kept per list of texts; 256 MiB in float32."""
 
 Losses = Float[np.ndarray, " prompt"]
 
@@ -81,14 +90,40 @@ class Bench:
         self.twins = tuple(twins)
         self.config = config
         self.encoded = encode_twins(lm, twins, config)
+        self._prefixes: dict[int, dict[int, PrefixStates]] = {}
+        self._can_resume: dict[int, bool] = {}
 
     def _nll(
         self, texts: Sequence[EncodedText], intervention: Intervention | None = None
     ) -> tuple[Losses, int]:
         result = answer_nll(
-            self.lm, texts, edits=_placed(intervention), batch_size=self.config.batch_size
+            self.lm,
+            texts,
+            edits=_placed(intervention),
+            batch_size=self.config.batch_size,
+            prefix=self._prefix(texts, intervention),
         )
         return result.nll.double().numpy(), result.n_edited
+
+    def _prefix(
+        self, texts: Sequence[EncodedText], intervention: Intervention | None
+    ) -> PrefixStates | None:
+        """Returns what lies below an intervention, computed once for each list of texts."""
+        layer = None if intervention is None else last_shared_layer(intervention.sites)
+        if layer is None or self._can_resume.get(layer) is False:
+            return None
+        kept = self._prefixes.setdefault(id(texts), {})
+        if layer not in kept:
+            size = sum(len(text) for text in texts) * self.lm.d_model
+            # One pass serves every layer where memory allows.
+            layers = range(self.lm.n_layers) if size * self.lm.n_layers <= _MOST_STATES else [layer]
+            if size > _MOST_STATES:
+                return None
+            kept.clear()
+            kept |= prefix_states(self.lm, texts, list(layers), self.config.batch_size)
+        if layer not in self._can_resume:
+            self._can_resume[layer] = can_resume(self.lm, texts, kept[layer])
+        return kept[layer] if self._can_resume[layer] else None
 
     @cached_property
     def untouched(self) -> dict[str, Losses]:
@@ -145,7 +180,13 @@ class Bench:
         if self._benign_logprobs is None:
             kl = benign_kl(self.lm, texts, place, batch_size=self.config.batch_size)
             return kl.double().numpy()
-        edited = answer_logprobs(self.lm, texts, edits=place, batch_size=self.config.batch_size)
+        edited = answer_logprobs(
+            self.lm,
+            texts,
+            edits=place,
+            batch_size=self.config.batch_size,
+            prefix=self._prefix(texts, intervention),
+        )
         pairs = zip(self._benign_logprobs, edited, strict=True)
         return np.array([_mean_divergence(before, after) for before, after in pairs])
 

@@ -100,8 +100,9 @@ class RunConfig(BaseModel):
         batch_size: Texts per forward pass.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
-        n_threads: Threads of torch per crossing on the CPU; when not given, the processors shared
-            out among the crossings that run at once; one for models below 30 million parameters.
+        n_threads: Threads of torch per crossing on the CPU, at most; when not given, the processors
+            shared out among the crossings that run at once, and at most two for models below 30
+            million parameters.
         n_parallel: Crossings at once; on the CPU as many as there are processors when not given,
             else one.
         seed: Seed of everything random.

@@ -3,7 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from isthmus.workflows.crossing_files import (
     find_crossing,
     keep_crossing,
 )
+from isthmus.workflows.thread_shares import SharingProgress, ThreadShares
 from isthmus.workflows.twins import read_splits
 
 _SMALL = 30_000_000
-"""Models with fewer parameters are slower on several threads than on one."""
+_MOST_FOR_SMALL = 2
+"""Models with fewer than `_SMALL` parameters gain nothing from more threads than this."""
 
 DEMO = RunConfig(
     source="organism:llama-backdoor",
@@ -145,24 +147,25 @@ def _is_run_or_empty(folder: Path) -> bool:
 def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list[CrossingFiles]:
     """Carries out all crossings, several at once where processors allow, in the order given."""
     splits = read_splits(config)
-    n_parallel, n_threads = _shares(config)
+    n_parallel, _ = _parallel(config)
+    processors = os.cpu_count() or 1
+    shares = ThreadShares(processors, len(config.targets), n_parallel)
 
     def load(name: str) -> LanguageModel:
         with clock.stage(f"load {name}"):
             return load_language_model(name, dtype=config.dtype, device=config.device)
 
     def cross(source: LanguageModel, target: LanguageModel) -> CrossingFiles:
-        place = crossing_folder(config, splits, source.identity, target.identity)
-        found = find_crossing(place) if is_cached else None
-        if found is not None:
-            clock.note(f"{target.identity.name}: found in the cache, nothing to compute")
-            return found
-        n_parameters = sum(p.numel() for p in target.model.parameters())
-        torch.set_num_threads(
-            1 if config.n_threads is None and n_parameters < _SMALL else n_threads
-        )
-        own = replace(clock, stages=[])
-        return keep_crossing(place, Crossing(source, target, splits, config, own).run(), own)
+        with shares.working():
+            place = crossing_folder(config, splits, source.identity, target.identity)
+            found = find_crossing(place) if is_cached else None
+            if found is not None:
+                clock.note(f"{target.identity.name}: found in the cache, nothing to compute")
+                return found
+            n_parameters = sum(p.numel() for p in target.model.parameters())
+            most = _MOST_FOR_SMALL if n_parameters < _SMALL else processors
+            own = StageClock(SharingProgress(clock.shown, shares, config.n_threads or most))
+            return keep_crossing(place, Crossing(source, target, splits, config, own).run(), own)
 
     before = torch.get_num_threads()
     try:
@@ -177,7 +180,7 @@ def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list
         torch.set_num_threads(before)
 
 
-def _shares(config: RunConfig) -> tuple[int, int]:
+def _parallel(config: RunConfig) -> tuple[int, int]:
     """Returns how many crossings run at once, and with how many threads each."""
     processors = os.cpu_count() or 1
     is_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
@@ -194,7 +197,7 @@ def _write_config(folder: Path, config: RunConfig) -> None:
 def _provenance(
     config: RunConfig, crossings: list[CrossingFiles], clock: StageClock
 ) -> dict[str, Any]:
-    n_parallel, n_threads = _shares(config)
+    n_parallel, n_threads = _parallel(config)
     models = [c.summary[side] for c in crossings for side in ("source", "target")]
     stages = [
         {**stage, "name": f"{short_name(crossing.summary['target']['name'])}: {stage['name']}"}
