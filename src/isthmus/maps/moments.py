@@ -31,7 +31,7 @@ class PairMoments:
         target_mean: Mean ȳ of the target activations, `[d_target]`.
         source_scatter: Sxx = Σ (x - x̄)(x - x̄)ᵀ, `[d_source d_source]`.
         cross_scatter: Sxy = Σ (x - x̄)(y - ȳ)ᵀ, `[d_source d_target]`.
-        target_total: tr Syy = Σ |y - ȳ|², a scalar tensor.
+        target_scatter: Diagonal of Syy, Σ (y - ȳ)² per coordinate, `[d_target]`.
     """
 
     n: int
@@ -39,7 +39,7 @@ class PairMoments:
     target_mean: Float[Tensor, " d_target"]
     source_scatter: Float[Tensor, "d_source d_source"]
     cross_scatter: Float[Tensor, "d_source d_target"]
-    target_total: Float[Tensor, ""]
+    target_scatter: Float[Tensor, " d_target"]
 
     def __init__(self, d_source: int, d_target: int, device: torch.device | str = "cpu") -> None:
         def zeros(*shape: int) -> Tensor:
@@ -50,7 +50,7 @@ class PairMoments:
         self.target_mean = zeros(d_target)
         self.source_scatter = zeros(d_source, d_source)
         self.cross_scatter = zeros(d_source, d_target)
-        self.target_total = zeros()
+        self.target_scatter = zeros(d_target)
 
     @property
     def d_source(self) -> int:
@@ -61,6 +61,34 @@ class PairMoments:
     def d_target(self) -> int:
         """Width of the target activations."""
         return self.target_mean.shape[0]
+
+    @property
+    def target_total(self) -> Float[Tensor, ""]:
+        """Tr Syy = Σ |y - ȳ|², a scalar tensor."""
+        return self.target_scatter.sum()
+
+    def at_target(self, start: int, stop: int) -> "PairMoments":
+        """Returns the moments of some target coordinates, as several maps read one source.
+
+        Args:
+            start: First coordinate.
+            stop: One past the last.
+
+        Returns:
+            Moments that share memory with these.
+
+        Raises:
+            ShapeError: If there are no such coordinates.
+        """
+        if not 0 <= start < stop <= self.d_target:
+            raise ShapeError(f"target coordinates {start} to {stop}: there are {self.d_target}")
+        part = object.__new__(PairMoments)
+        part.n = self.n
+        part.source_mean, part.source_scatter = self.source_mean, self.source_scatter
+        part.target_mean = self.target_mean[start:stop]
+        part.cross_scatter = self.cross_scatter[:, start:stop]
+        part.target_scatter = self.target_scatter[start:stop]
+        return part
 
     def update(
         self,
@@ -121,8 +149,8 @@ class PairMoments:
             + other.cross_scatter.to(device)
             + weight * torch.outer(source_shift, target_shift)
         )
-        self.target_total = (
-            self.target_total + other.target_total.to(device) + weight * target_shift.square().sum()
+        self.target_scatter = (
+            self.target_scatter + other.target_scatter.to(device) + weight * target_shift.square()
         )
         self.source_mean = self.source_mean + source_shift * (other.n / total)
         self.target_mean = self.target_mean + target_shift * (other.n / total)
@@ -137,7 +165,7 @@ class PairMoments:
         batch.source_mean, batch.target_mean = x.mean(0), y.mean(0)
         x, y = x - batch.source_mean, y - batch.target_mean
         batch.source_scatter, batch.cross_scatter = x.T @ x, x.T @ y
-        batch.target_total = y.square().sum()
+        batch.target_scatter = y.square().sum(0)
         return batch
 
     def _require_fit(self, source: Tensor, target: Tensor) -> None:

@@ -125,7 +125,7 @@ class Crossing:
         native = self._choose_native(selector, natives)
         ridge = self._choose_transferred(selector, moments, sources)
         site, positions = _place(ridge.arm)
-        rows = self._rows(site)
+        rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site))
         scored = self._scored(selector, sources[positions], maps, ridge)
         best = max(scored, key=lambda method: rank(scored[method]))

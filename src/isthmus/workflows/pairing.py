@@ -23,27 +23,13 @@ PARTS: tuple[Part, ...] = ("train", "selection", "held_out")
 
 _TEXTS_AT_ONCE = 128
 
+MOST_KEPT = 2**26
+"""Most activations, in numbers, that are kept from the first reading; 256 MiB in float32."""
+
 
 def part_of_text(index: int) -> Part:
     """Returns which part a text belongs to: of ten, seven train, one selects, two are held out."""
     return "selection" if index % 10 == 3 else "held_out" if index % 10 in {6, 9} else "train"
-
-
-@dataclass(frozen=True)
-class PairedMoments:
-    """Moments of paired activations per target site and part.
-
-    Attributes:
-        source_sites: Sites that the source side concatenates.
-        by_site: Moments by target site and part.
-        n_pairs: Paired tokens in all.
-        n_texts: Texts that were read.
-    """
-
-    source_sites: tuple[Site, ...]
-    by_site: dict[Site, dict[Part, PairMoments]]
-    n_pairs: int
-    n_texts: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +43,35 @@ class PairedRows:
 
     source: Float[Tensor, "row d_source"]
     target: Float[Tensor, "row d_target"]
+
+
+@dataclass(frozen=True)
+class PairedMoments:
+    """Moments of paired activations per target site and part.
+
+    Attributes:
+        source_sites: Sites that the source side concatenates.
+        by_site: Moments by target site and part.
+        n_pairs: Paired tokens in all.
+        n_texts: Texts that were read.
+        rows: The pairs themselves, target sites side by side, when they are few enough to keep.
+    """
+
+    source_sites: tuple[Site, ...]
+    by_site: dict[Site, dict[Part, PairMoments]]
+    n_pairs: int
+    n_texts: int
+    rows: dict[Part, PairedRows]
+
+    def rows_at(self, site: Site) -> dict[Part, PairedRows] | None:
+        """Returns the pairs of one target site, or None when they were not kept."""
+        width = next(iter(self.by_site[site].values())).d_target
+        start = list(self.by_site).index(site) * width
+        kept = {
+            part: PairedRows(rows.source, rows.target[:, start : start + width])
+            for part, rows in self.rows.items()
+        }
+        return kept or None
 
 
 def read_pairs(
@@ -121,25 +136,30 @@ def paired_moments(
     batch_size: int = 64,
     progress: Progress,
 ) -> PairedMoments:
-    """Accumulates the moments of paired activations for every target site, storing no row.
+    """Accumulates the moments of paired activations for every target site.
 
+    Rows are kept, too, while all of them together are at most `MOST_KEPT` numbers.
     Arguments are those of `read_pairs`.
     """
-    d_source = len(sites[0]) * source.d_model
-    by_site = {
-        site: {part: PairMoments(d_source, target.d_model) for part in PARTS} for site in sites[1]
-    }
-    waiting: dict[Part, list[tuple[Tensor, dict[Site, Tensor]]]] = {part: [] for part in PARTS}
+    d_source, d_target = len(sites[0]) * source.d_model, len(sites[1]) * target.d_model
+    # One pass over the source side serves all target sites.
+    moments = {part: PairMoments(d_source, d_target) for part in PARTS}
+    waiting: dict[Part, list[tuple[Tensor, Tensor]]] = {part: [] for part in PARTS}
+    kept: dict[Part, list[tuple[Tensor, Tensor]]] = {part: [] for part in PARTS}
+    n_numbers = 0
 
     def flush(part: Part) -> None:
+        nonlocal n_numbers
         if waiting[part]:
-            rows = torch.cat([x for x, _ in waiting[part]])
-            for site in sites[1]:
-                by_site[site][part].update(rows, torch.cat([y[site] for _, y in waiting[part]]))
+            pair = _joined(waiting[part])
+            moments[part].update(*pair)
             waiting[part].clear()
+            n_numbers += pair[0].numel() + pair[1].numel()
+            if n_numbers <= MOST_KEPT:
+                kept[part].append(pair)
 
     def visit(part: Part, rows: Tensor, made: dict[Site, Tensor]) -> None:
-        waiting[part].append((rows, made))
+        waiting[part].append((rows, torch.cat([made[site] for site in sites[1]], dim=-1)))
         if sum(len(x) for x, _ in waiting[part]) >= 4096:
             flush(part)
 
@@ -155,7 +175,20 @@ def paired_moments(
     )
     for part in PARTS:
         flush(part)
-    return PairedMoments(tuple(sites[0]), by_site, n_pairs, len(texts[0]))
+    by_site = {
+        site: {
+            part: moments[part].at_target(i * target.d_model, (i + 1) * target.d_model)
+            for part in PARTS
+        }
+        for i, site in enumerate(sites[1])
+    }
+    is_kept = n_numbers <= MOST_KEPT
+    rows = {part: PairedRows(*_joined(pairs)) for part, pairs in kept.items() if pairs and is_kept}
+    return PairedMoments(tuple(sites[0]), by_site, n_pairs, len(texts[0]), rows)
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
 def paired_rows(
@@ -187,8 +220,4 @@ def paired_rows(
         batch_size=batch_size,
         progress=progress,
     )
-    return {
-        part: PairedRows(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
-        for part, pairs in kept.items()
-        if pairs
-    }
+    return {part: PairedRows(*_joined(pairs)) for part, pairs in kept.items() if pairs}

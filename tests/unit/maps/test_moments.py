@@ -109,3 +109,16 @@ def test_fits_need_two_different_pairs():
         require_fittable(moments_of(torch.ones(1, 3), torch.ones(1, 2)), "a map")
     with pytest.raises(FitError, match="9 equal source activations"):
         require_fittable(moments_of(torch.ones(9, 3), torch.ones(9, 2)), "a map")
+
+
+def test_moments_of_some_target_coordinates_are_those_of_these_alone():
+    x, y = torch.randn(50, 4), torch.randn(50, 6)
+    whole, part = PairMoments(4, 6), PairMoments(4, 2)
+    whole.update(x, y)
+    part.update(x, y[:, 3:5])
+    cut = whole.at_target(3, 5)
+    for name in ("source_scatter", "cross_scatter", "target_mean", "target_scatter"):
+        torch.testing.assert_close(getattr(cut, name), getattr(part, name))
+    assert (cut.n, cut.d_source, cut.d_target) == (50, 4, 2)
+    with pytest.raises(ShapeError, match="there are 6"):
+        whole.at_target(5, 7)
