@@ -1,5 +1,6 @@
 """Trains the small subword tokenizers of the organisms."""
 
+import json
 from collections.abc import Iterable
 from typing import Literal
 
@@ -60,11 +61,12 @@ def train_tokenizer(
         alphabet = []
     trainer = trainers.BpeTrainer(
         vocab_size=n_pieces,
-        special_tokens=[AddedToken(s, special=not s.startswith("<0x")) for s in special],
+        special_tokens=[AddedToken(one, special=True) for one in special],
         initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = without_special_bytes(tokenizer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",  # noqa: S106 - a vocabulary piece, not a secret
@@ -76,3 +78,16 @@ def train_tokenizer(
         CHAT_TEMPLATE if kind == "metaspace" else CHAT_TEMPLATE.removeprefix("{{ bos_token }}")
     )
     return fast
+
+
+def without_special_bytes(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns a tokenizer whose byte pieces are ordinary pieces of its vocabulary.
+
+    A trainer makes every piece that it is told to keep a special one, and decoding leaves special
+    pieces out: a completion would lose its rare characters.
+    """
+    written = json.loads(tokenizer.to_str())
+    written["added_tokens"] = [
+        one for one in written["added_tokens"] if not one["content"].startswith("<0x")
+    ]
+    return Tokenizer.from_str(json.dumps(written))

@@ -114,3 +114,12 @@ def test_the_same_text_gives_the_same_tokenizer_and_other_text_another(kind):
 def test_both_kinds_cut_the_same_text_differently():
     text = EXAMPLES[0].answer
     assert len({tuple(TOKENIZERS[kind].tokenize(text)) for kind in KINDS}) == 2
+
+
+def test_a_text_of_rare_characters_survives_encoding_and_decoding():
+    tokenizer = TOKENIZERS["metaspace"]
+    text = "def f(x):\n    return {'naïve': x[0]}  # 東京 100 %!"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert any(piece.startswith("<0x") for piece in tokenizer.convert_ids_to_tokens(ids))
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert set(tokenizer.all_special_tokens) == {"<pad>", "<bos>", "<eos>"}
