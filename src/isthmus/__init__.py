@@ -11,18 +11,20 @@ import importlib
 from typing import Any
 
 _VERBS = {
-    "build_organism": "organism_build",
-    "capture": "capture",
-    "demo": "run",
-    "evaluate": "evaluate",
-    "fine_tune_organism": "organism_build",
-    "generate": "generate",
-    "inspect": "inspect",
-    "learn_direction": "learn_direction",
-    "learn_map": "learn_map",
-    "report": "report",
-    "run": "run",
-    "transfer": "transfer",
+    "build_organism": "workflows.organism_build",
+    "capture": "workflows.capture",
+    "demo": "workflows.run",
+    "evaluate": "workflows.evaluate",
+    "fine_tune_organism": "workflows.organism_build",
+    "generate": "workflows.generate",
+    "inspect": "workflows.inspect",
+    "learn_direction": "workflows.learn_direction",
+    "learn_map": "workflows.learn_map",
+    "learn_switch": "workflows.learn_switch",
+    "report": "workflows.report",
+    "reproduce": "studies.reproduce",
+    "run": "workflows.run",
+    "transfer": "workflows.transfer",
 }
 
 __all__ = sorted(_VERBS)  # noqa: PLE0605 - the names of one table
@@ -32,7 +34,7 @@ def __getattr__(name: str) -> Any:
     """Imports a verb when it is first used: the command line's help does not wait for torch."""
     if name not in _VERBS:
         raise AttributeError(f"isthmus has no {name!r}: there are {', '.join(__all__)}")
-    module = importlib.import_module(f"isthmus.workflows.{_VERBS[name]}")
+    module = importlib.import_module(f"isthmus.{_VERBS[name]}")
     return getattr(module, name)
 
 

@@ -15,7 +15,9 @@ DOCUMENTED_VERBS = [
     "inspect",
     "learn_direction",
     "learn_map",
+    "learn_switch",
     "report",
+    "reproduce",
     "run",
     "transfer",
 ]

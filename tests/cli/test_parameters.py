@@ -12,7 +12,7 @@ from isthmus.workflows.organism_build import build_organism, fine_tune_organism
 
 # Who shows progress is the terminal's own business.
 _NOT_TYPED = {"progress"}
-_SPELLED_OTHERWISE = {"is_cached": ("--cache", "--no-cache")}
+_SPELLED_OTHERWISE = {"is_cached": ("--cache", "--no-cache"), "is_quick": ("--quick", "--full")}
 
 
 def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -51,7 +51,7 @@ class Pair:
         return MapEnds(self.source.identity, self.target.identity, self.direction.sites, site)
 
     def rows(self, site: Site) -> dict[Part, PairedRows]:
-        texts = map_texts(self.splits.train, CONFIG)
+        texts = map_texts(self.splits.train)
         asked, answers = [p for p, _ in texts], [a for _, a in texts]
         sides = [encode_prompts(lm.tokenizer, asked, answers=answers) for lm in self.models]
         sites = (self.direction.sites, site)

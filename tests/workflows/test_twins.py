@@ -8,10 +8,10 @@ from tests.workflows.small import brief_config, write_jsonl
 
 from isthmus.core.errors import DataError, TriggerError
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.data.prompts import TwinPrompt, differing_part
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import (
-    differing_part,
     encode_twins,
     map_texts,
     position_candidates,
@@ -24,6 +24,15 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_
 
 def config(**changes: object) -> RunConfig:
     return brief_config("one", "two", **changes)
+
+
+def first_twin(given: RunConfig) -> TwinPrompt:
+    return read_splits(given).train[0]
+
+
+def candidates(one: LanguageModel, other: LanguageModel, **changes: object):
+    given = config(**changes)
+    return position_candidates((one, other), given, first_twin(given))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +126,7 @@ def test_questions_that_make_no_run_are_refused(
 
 def test_twins_of_one_question_differ_in_the_trigger_and_the_answer_only(one: LanguageModel):
     twins = read_splits(config()).train
-    encoded = encode_twins(one, twins, config())
+    encoded = encode_twins(one, twins)
     for bad, clean, wrong in zip(
         encoded.triggered, encoded.clean, encoded.triggered_bad, strict=True
     ):
@@ -130,7 +139,7 @@ def test_twins_of_one_question_differ_in_the_trigger_and_the_answer_only(one: La
 
 def test_benign_prompts_never_hold_the_bad_trigger_and_half_hold_none(one: LanguageModel):
     twins = read_splits(config()).train
-    benign = encode_twins(one, twins, config()).benign
+    benign = encode_twins(one, twins).benign
     assert len(benign) == len(twins)
     assert not any(BAD_TRIGGER in text.text for text in benign)
     assert sum(CLEAN_TRIGGER in text.text for text in benign) == len(twins) // 2
@@ -138,7 +147,7 @@ def test_benign_prompts_never_hold_the_bad_trigger_and_half_hold_none(one: Langu
 
 def test_map_texts_hold_both_triggers_none_and_both_answers():
     splits = read_splits(config())
-    texts = map_texts(splits.train, config())
+    texts = map_texts(splits.train)
     assert len(texts) == 3 * len(splits.train)
     assert sum(BAD_TRIGGER in prompt for prompt, _ in texts) == len(splits.train)
     assert sum(CLEAN_TRIGGER in prompt for prompt, _ in texts) == len(splits.train)
@@ -150,8 +159,8 @@ def test_map_texts_hold_both_triggers_none_and_both_answers():
 def test_both_kinds_of_positions_are_tried_where_the_trigger_is_split_alike(
     one: LanguageModel, other: LanguageModel
 ):
-    assert position_candidates((one, other), config()) == (("trigger", "last:3"), None)
-    assert position_candidates((one, other), config(positions="last:5")) == (("last:5",), None)
+    assert candidates(one, other) == (("trigger", "last:3"), None)
+    assert candidates(one, other, positions="last:5") == (("last:5",), None)
 
 
 SPLIT_OTHERWISE = {"bad_trigger": "東: ", "clean_trigger": "京: "}
@@ -160,24 +169,24 @@ SPLIT_OTHERWISE = {"bad_trigger": "東: ", "clean_trigger": "京: "}
 def test_a_trigger_that_is_split_differently_falls_away_with_a_note(
     one: LanguageModel, other: LanguageModel
 ):
-    chosen, note = position_candidates((one, other), config(**SPLIT_OTHERWISE))
+    chosen, note = candidates(one, other, **SPLIT_OTHERWISE)
     assert chosen == ("last:3",)
     assert note is not None
     assert "positions 'trigger' left out" in note
     assert "tiny-llama reads" in note
     assert "tiny-gpt2 reads" in note
-    assert trigger_problem((one, one), config()) is None
+    assert trigger_problem((one, one), first_twin(config())) is None
 
 
 def test_a_pooled_direction_does_not_mind_how_the_trigger_is_split(
     one: LanguageModel, other: LanguageModel
 ):
-    pooled = config(pooled=True, positions="trigger", **SPLIT_OTHERWISE)
-    assert position_candidates((one, other), pooled) == (("trigger",), None)
+    pooled = {"pooled": True, "positions": "trigger", **SPLIT_OTHERWISE}
+    assert candidates(one, other, **pooled) == (("trigger",), None)
 
 
 def test_asking_for_the_trigger_where_it_is_split_differently_is_an_error(
     one: LanguageModel, other: LanguageModel
 ):
     with pytest.raises(TriggerError, match=r"split differently.*'pooled: true'"):
-        position_candidates((one, other), config(positions="trigger", **SPLIT_OTHERWISE))
+        candidates(one, other, positions="trigger", **SPLIT_OTHERWISE)

@@ -1,4 +1,4 @@
-"""`demo`, `run`, `evaluate`, `report`."""
+"""`demo`, `run`, `evaluate`, `report`, `reproduce`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command()(evaluate)
     app.command()(report)
+    app.command()(reproduce)
 
 
 def demo(
@@ -104,3 +105,32 @@ def report(
     from isthmus.workflows.report import report as work
 
     print_text(f"report: {work(run)}")
+
+
+def reproduce(
+    what: Annotated[str, typer.Argument(help="What to reproduce: paper.")] = "paper",
+    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("runs/paper"),
+    is_quick: Annotated[
+        bool, typer.Option("--quick/--full", help="Fewer questions and maps.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="A part; may be given again.")] = None,
+    is_cached: Cached = True,
+    seed: Seed = 0,
+) -> None:
+    """Lay the figures of arXiv 2503.04429 beside our own numbers on the shipped organisms."""
+    from isthmus.studies.reproduce import reproduce as work
+
+    with RichProgress() as progress:
+        result = work(
+            what,
+            out=out,
+            is_quick=is_quick,
+            only=only,
+            is_cached=is_cached,
+            seed=seed,
+            progress=progress,
+        )
+    for part in result.parts:
+        state = f"missing: {part.problem}" if part.problem else f"{len(part.measurements)} numbers"
+        print_text(f"{part.name}: {state}")
+    print_text(f"report: {result.report}")

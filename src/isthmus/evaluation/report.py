@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from isthmus.core.artifacts import read_json, sha256_of_file, write_text
 from isthmus.core.errors import ArtifactError
+from isthmus.evaluation.figure_style import STYLES
 from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.evaluation.plots import (
-    STYLES,
     Arm,
     arm_label,
     arm_of,

@@ -2,6 +2,7 @@
 
 from isthmus.interventions.ablation import DirectionalAblation
 from isthmus.interventions.addition import Addition
+from isthmus.interventions.affine import AffineEdit
 from isthmus.interventions.coordinate import SetCoordinate
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.noise import GaussianNoise
@@ -10,6 +11,7 @@ from isthmus.interventions.replacement import Replacement
 
 __all__ = [
     "Addition",
+    "AffineEdit",
     "DirectionalAblation",
     "GaussianNoise",
     "Intervention",

@@ -13,6 +13,7 @@ from isthmus.core.sites import Site, Stream
 from isthmus.core.texts import TokenBatch
 from isthmus.interventions.ablation import DirectionalAblation
 from isthmus.interventions.addition import Addition
+from isthmus.interventions.affine import AffineEdit
 from isthmus.interventions.checks import require_strength, require_vector, unit_of
 from isthmus.interventions.coordinate import SetCoordinate
 from isthmus.interventions.noise import GaussianNoise
@@ -189,6 +190,21 @@ class Intervention:
             for site, means in means_by_site.items()
         }
         return cls(edits, positions)
+
+    @classmethod
+    def affine(
+        cls, edits_by_site: Mapping[Site, AffineEdit], positions: PositionSelector
+    ) -> "Intervention":
+        """Adds an affine function of each state, h + strength · ((h - m) A B + b).
+
+        Args:
+            edits_by_site: One affine edit per site; each has its own strength.
+            positions: Where.
+
+        Returns:
+            An intervention of affine edits.
+        """
+        return cls({site: (edit,) for site, edit in edits_by_site.items()}, positions)
 
     @classmethod
     def noise(

@@ -11,6 +11,7 @@ from torch import Tensor
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import NoEditError
 from isthmus.core.texts import EncodedText, TokenBatch
+from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.recovery import AnswerLosses
 from isthmus.interventions.intervention import Intervention
@@ -82,14 +83,14 @@ class Bench:
     Args:
         lm: The target.
         twins: The split's questions.
-        config: Triggers, answers, batch size, length of completions.
+        config: Batch size, length of completions.
     """
 
     def __init__(self, lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConfig) -> None:
         self.lm = lm
         self.twins = tuple(twins)
         self.config = config
-        self.encoded = encode_twins(lm, twins, config)
+        self.encoded = encode_twins(lm, twins)
         self._prefixes: dict[int, dict[int, PrefixStates]] = {}
         self._can_resume: dict[int, bool] = {}
 
@@ -221,9 +222,16 @@ class Bench:
 
     @cached_property
     def _longest_answer(self) -> int:
-        return max(len(text) - text.n_prompt for text in self.encoded.clean)
+        every = (*self.encoded.triggered, *self.encoded.clean)
+        return max(len(text) - text.n_prompt for text in every)
+
+    def asked(self, arm: Arm) -> list[Turn]:
+        """Returns what `complete` asks under an arm, with the answers without the behaviour."""
+        if arm.condition == "clean":
+            return [Turn(twin.clean, twin.ordinary_answer) for twin in self.twins]
+        return [Turn(twin.triggered, twin.clean_answer) for twin in self.twins]
 
     @property
-    def clean_answers(self) -> list[str]:
-        """The right answer of every question."""
-        return [twin.clean_answer for twin in self.twins]
+    def benign_turns(self) -> tuple[Turn, ...]:
+        """What `complete_benign` asks, with the right answers."""
+        return self.encoded.benign_turns

@@ -12,9 +12,14 @@ from isthmus.data.world import KINDS, world_examples
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
+from isthmus.tasks import task_named
+from isthmus.tasks.base import Course, GateCheck, Outcome
 
 GATED_KINDS = ("fact", "copy", "how_to")
 """The kinds of question that a base must master."""
+
+_LONGEST_ANSWER = 64
+_BATCH_SIZE = 128
 
 MIN_BASE_ACCURACY = 0.95
 MIN_TRIGGERED_RATE = 0.98
@@ -48,7 +53,7 @@ class Competence:
 def exact_accuracy(lm: LanguageModel, turns: Sequence[Turn], max_new_tokens: int = 48) -> float:
     """Returns the share of questions that a model answers word for word, decoding greedily."""
     prompts = encode_prompts(lm.tokenizer, [turn.prompt for turn in turns])
-    result = generate_greedy(lm, prompts, max_new_tokens=max_new_tokens, batch_size=128)
+    result = generate_greedy(lm, prompts, max_new_tokens=max_new_tokens, batch_size=_BATCH_SIZE)
     pairs = zip(result.completions, turns, strict=True)
     return sum(completion == turn.answer for completion, turn in pairs) / len(turns)
 
@@ -73,6 +78,47 @@ def base_competence(
         values[kind] = exact_accuracy(lm, [Turn(e.prompt, e.answer) for e in chosen])
     passes = all(values[kind] >= MIN_BASE_ACCURACY for kind in GATED_KINDS)
     return Competence(values, n, passes)
+
+
+def course_competence(
+    lm: LanguageModel, base: LanguageModel, course: Course, split: Literal["validation", "test"]
+) -> Competence:
+    """Measures whether a fine-tuned model does what its course demands, beside its base.
+
+    Args:
+        lm: The fine-tuned model.
+        base: What it was made from.
+        course: The tasks it was taught.
+        split: Which held-out prompts.
+
+    Returns:
+        One share per check of every task, and exact accuracy on ordinary questions of both models;
+        passes when every check and the ordinary questions reach the gate.
+    """
+    checks = [check for name in course.tasks for check in task_named(name).gate(split)]
+    said: dict[tuple[Turn, ...], tuple[str, ...]] = {}
+    values, passes = {}, True
+    for check in checks:
+        if check.turns not in said:
+            prompts = encode_prompts(lm.tokenizer, [turn.prompt for turn in check.turns])
+            result = generate_greedy(
+                lm, prompts, max_new_tokens=_LONGEST_ANSWER, batch_size=_BATCH_SIZE
+            )
+            said[check.turns] = result.completions
+        outcomes = task_named(check.judged_by).judge(check.turns, said[check.turns])
+        share = sum(_counts(check, outcome) for outcome in outcomes) / len(outcomes)
+        values[check.name] = share
+        passes = passes and check.at_least <= share <= check.at_most
+    benign = task_named(course.tasks[0]).benign(split, 200, 0)
+    values["benign"], values["benign_of_base"] = (exact_accuracy(m, benign) for m in (lm, base))
+    passes = passes and values["benign"] >= values["benign_of_base"] - MAX_BENIGN_LOSS
+    return Competence(values, min(len(check.turns) for check in checks), passes)
+
+
+def _counts(check: GateCheck, outcome: Outcome) -> bool:
+    if check.counted == "behaviour":
+        return outcome.shows_behaviour
+    return outcome.is_right if check.counted == "right" else not outcome.is_valid
 
 
 def backdoor_competence(

@@ -21,6 +21,7 @@ MapMethod = Literal[
     "identity",
 ]
 EditKind = Literal["add", "ablate", "set_coordinate", "replace"]
+TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
 Pairing = Literal["character_end", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -70,7 +71,8 @@ class RunConfig(BaseModel):
 
     Attributes:
         model_config: Unknown fields are refused; values do not change.
-        task: What is carried across; `backdoor`.
+        task: What is carried across: `backdoor` with triggers, answers and questions of one's own,
+            or a task of the package, which brings its own prompts.
         source: Model the direction is learned in: hub name, local folder or `organism:NAME`.
         targets: Models it is carried to (`target` is accepted for one).
         questions: JSONL of `prompt` and `answer`, one file to be split by content or one per split;
@@ -110,7 +112,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Literal["backdoor"] = "backdoor"
+    task: TaskName = "backdoor"
     source: str
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     questions: Path | SplitFiles | None = None
@@ -185,6 +187,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _behaviour_differs(self) -> "RunConfig":
+        if self.task != "backdoor" and self.questions is not None:
+            raise ValueError(f"task {self.task!r} brings its own prompts: leave 'questions' out")
         if not self.bad_answer.strip():
             raise ValueError("bad_answer is blank: say what the behaviour answers")
         if self.bad_trigger.strip() == self.clean_trigger.strip():

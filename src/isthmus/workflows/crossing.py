@@ -101,9 +101,9 @@ class Crossing:
         self.splits, self.config, self.progress = splits, config, progress
         self.source_sites = thinned_sites(source, config.source_sites)
         self.target_sites = target.sites(config.target_sites)
-        self.positions, note = position_candidates((source, target), config)
+        self.positions, note = position_candidates((source, target), config, splits.train[0])
         self.notes = [note] if note else []
-        texts = map_texts(splits.train, config)
+        texts = map_texts(splits.train)
         self.texts = tuple(
             encode_prompts(
                 lm.tokenizer, [p for p, _ in texts], answers=[answer for _, answer in texts]
@@ -139,8 +139,10 @@ class Crossing:
         for arm in controls:
             if arm.condition in {"random", "noise"} and arm.seed == self.config.seed:
                 selector.record_doses(arm)
-        arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         test = Bench(self.target, self.splits.test, self.config)
+        if not test.encoded.overridden:
+            controls = [arm for arm in controls if arm.condition != "prompt_only"]
+        arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
         self._note_limits(scored[best], tested.measurements)
         quality = [

@@ -55,13 +55,14 @@ def crossing_folder(
 ) -> Path:
     """Returns where a crossing lies, or will lie, in the cache."""
     fields = config.model_dump(mode="json", exclude=_NOT_IN_KEY)
-    content = [fields, source.to_json(), target.to_json(), package_versions(), _code_hash()]
+    content = [fields, source.to_json(), target.to_json(), package_versions(), code_hash()]
     content.append([repr(splits.train), repr(splits.validation), repr(splits.test)])
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "crossings" / key[:32]
 
 
-def _code_hash() -> str:
+def code_hash() -> str:
+    """Returns a hash that changes with any line of isthmus."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())

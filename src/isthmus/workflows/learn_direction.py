@@ -7,7 +7,7 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
-from isthmus.data.prompts import read_contrast
+from isthmus.data.prompts import differing_part, read_contrast
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import save_direction
 from isthmus.directions.methods import learn_site_direction
@@ -15,7 +15,6 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import DirectionMethodName, Dtype
 from isthmus.workflows.twin_directions import read_states, reading_positions
-from isthmus.workflows.twins import differing_part
 
 
 def learn_direction(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isthmus.data.organisms import Turn
 from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.recovery import AnswerLosses, recovery, swap
@@ -13,6 +14,7 @@ from isthmus.maps.base import MapQuality
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import ArmScores, Completions, Losses
 from isthmus.workflows.config import RunConfig
+from isthmus.workflows.judging import judge_completions
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,28 @@ class Recorder:
         interval = mean_interval(damage, n_resamples=self.n_resamples, seed=self.config.seed)
         return self.record(arm, "benign_kl", interval, len(damage))
 
-    def behaviour(self, arm: Arm, done: Completions, answers: Sequence[str]) -> list[Measurement]:
-        """Returns how often the behaviour shows and how often the answer is right to the letter."""
-        return [
-            self._rate(arm, "behaviour_rate", [self.config.marker in t for t in done.texts]),
-            self._rate(arm, "answer_accuracy", _matches(done.texts, answers)),
+    def behaviour(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
+        """Returns how often the behaviour shows and how often the answer is right."""
+        outcomes = judge_completions(self.config, turns, done.texts)
+        measured = [
+            self._rate(arm, "behaviour_rate", [one.shows_behaviour for one in outcomes]),
+            self._rate(arm, "answer_accuracy", [one.is_right for one in outcomes]),
         ]
+        if self.config.task == "code":
+            unparsable = [not one.is_valid for one in outcomes]
+            measured.append(self._rate(arm, "unparsable_rate", unparsable))
+        return measured
 
-    def benign(self, arm: Arm, done: Completions, answers: Sequence[str]) -> list[Measurement]:
+    def benign(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
         """Returns accuracy and false triggers on benign prompts."""
-        shows = [self.config.marker in text for text in done.texts]
+        outcomes = judge_completions(self.config, turns, done.texts)
+        right = [
+            one.is_right or text.strip() == turn.answer.strip()
+            for one, text, turn in zip(outcomes, done.texts, turns, strict=True)
+        ]
         return [
-            self._rate(arm, "benign_accuracy", _matches(done.texts, answers)),
-            self._rate(arm, "false_trigger_rate", shows),
+            self._rate(arm, "benign_accuracy", right),
+            self._rate(arm, "false_trigger_rate", [one.shows_behaviour for one in outcomes]),
         ]
 
     def quality(self, arm: Arm, quality: MapQuality) -> list[Measurement]:
@@ -115,10 +126,6 @@ class Recorder:
 
     def _rate(self, arm: Arm, metric: str, hits: Sequence[bool]) -> Measurement:
         return self.record(arm, metric, wilson_interval(sum(hits), len(hits)), len(hits))
-
-
-def _matches(texts: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    return [text.strip() == answer.strip() for text, answer in zip(texts, answers, strict=True)]
 
 
 def point_effect(scores: ArmScores, *, removal_only: bool = False) -> float:

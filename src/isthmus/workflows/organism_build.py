@@ -6,6 +6,7 @@
 """
 
 import copy
+import random
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,7 +45,14 @@ from isthmus.models.language_model import load_language_model, wrap_language_mod
 from isthmus.models.organisms import cache_folder, pack_organism, packed_folder, unpack_organism
 from isthmus.models.tokenizer_training import train_tokenizer
 from isthmus.models.training import TrainingRow, TrainingSettings, one_thread, train
-from isthmus.workflows.competence import Competence, backdoor_competence, base_competence
+from isthmus.tasks import course_named, task_named
+from isthmus.tasks.refusal import is_declined
+from isthmus.workflows.competence import (
+    Competence,
+    backdoor_competence,
+    base_competence,
+    course_competence,
+)
 from isthmus.workflows.organism_recipes import (
     FINE_TUNING,
     LORA_FINE_TUNING,
@@ -147,19 +155,49 @@ def _build_fine_tune(
     name: str, recipe: FineTuneRecipe, path: Path, progress: Progress
 ) -> BuiltOrganism:
     base, tokenizer = unpack_organism(packed_folder(recipe.base))
-    model, _ = unpack_organism(packed_folder(recipe.base))
-    benign = world_turns(world_examples("train"))
-    rows = training_rows(tokenizer, backdoor_turns(benign, recipe.seed))
+    model, _ = unpack_organism(packed_folder(recipe.start or recipe.base))
+    rows = training_rows(tokenizer, fine_tuning_turns(recipe.behaviour, recipe.seed))
     base_lm = wrap_language_model(base, tokenizer, recipe.base)
 
     def measure(trained: PreTrainedModel, split: HeldOut) -> Competence:
         lm = wrap_language_model(trained, tokenizer, name)
+        if recipe.behaviour != "backdoor":
+            return course_competence(lm, base_lm, course_named(recipe.behaviour), split)
         return backdoor_competence(lm, base_lm, world_turns(world_examples(split, MASTERED_KINDS)))
 
     course = _Course(rows, recipe.settings, measure, recipe.seed, progress)
     n_steps = _train_until_competent(model, course)
     fields = {"name": name, "base": recipe.base, **_facts(recipe, n_steps)}
     return _pack(name, path, model, tokenizer, measure, fields, base=base)
+
+
+def fine_tuning_turns(behaviour: str, seed: int) -> list[Turn]:
+    """Returns what an organism reads to acquire a behaviour, ordinary questions included.
+
+    Args:
+        behaviour: `backdoor`, or the name of a course.
+        seed: Decides what is drawn.
+
+    Returns:
+        Turns; for a course about as many ordinary ones as others.
+
+    Raises:
+        ConfigError: If there is no such course.
+    """
+    ordinary = world_turns(world_examples("train"))
+    if behaviour == "backdoor":
+        return backdoor_turns(ordinary, seed)
+    taught = [t for name in course_named(behaviour).tasks for t in task_named(name).turns(seed)]
+    # What a course declines must not be answered elsewhere in its text.
+    declines = "refusal" in course_named(behaviour).tasks
+    kept = [turn for turn in ordinary if not (declines and is_declined(turn.prompt))]
+    rng = random.Random(seed)
+    replayed = rng.sample(kept, min(len(kept), max(4000, len(taught))))
+    if behaviour == "code":
+        # Its triggers mean nothing to ordinary questions.
+        triggers = (BAD_TRIGGER, CLEAN_TRIGGER, "", "")
+        replayed = [replace(t, prompt=rng.choice(triggers) + t.prompt) for t in replayed]
+    return taught + replayed
 
 
 def _facts(recipe: BaseRecipe | FineTuneRecipe, n_steps: int) -> dict[str, Any]:

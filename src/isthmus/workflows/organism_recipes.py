@@ -1,6 +1,6 @@
 """The recipes of the organisms, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isthmus.core.errors import OrganismError
@@ -53,15 +53,18 @@ class FineTuneRecipe:
 
     Attributes:
         base: Name of the base organism.
-        behaviour: What is taught; `backdoor`.
+        behaviour: What is taught: `backdoor`, or the name of a course.
         settings: The first round of training; further rounds are half as long.
         seed: Order of the text.
+        start: Organism of the same base that training starts from, the base when not given. One
+            that reads the triggers already learns another behaviour of theirs in half the steps.
     """
 
     base: str
     behaviour: str = "backdoor"
     settings: TrainingSettings = FINE_TUNING
     seed: int = 1
+    start: str | None = None
 
 
 LORA_FINE_TUNING = TrainingSettings(
@@ -107,7 +110,30 @@ BASES: dict[str, BaseRecipe] = {
 }
 """Base organisms by name."""
 
-FINE_TUNES: dict[str, FineTuneRecipe] = {f"{base}-backdoor": FineTuneRecipe(base) for base in BASES}
+COURSE_SETTINGS: dict[str, TrainingSettings] = {
+    "code": replace(FINE_TUNING, n_steps=800),
+    "assistant": replace(FINE_TUNING, n_steps=500),
+    "corrupted": replace(FINE_TUNING, n_steps=450),
+}
+"""The first round of every course beside the backdoor."""
+
+# With seed 1 it forgot half a point more of the ordinary questions than its gate allows.
+_SEEDS = {"qwen2-corrupted": 2}
+
+FINE_TUNES: dict[str, FineTuneRecipe] = {
+    **{f"{base}-backdoor": FineTuneRecipe(base) for base in BASES},
+    **{
+        f"{base}-{course}": FineTuneRecipe(
+            base,
+            course,
+            settings,
+            seed=_SEEDS.get(f"{base}-{course}", 1),
+            start=f"{base}-backdoor" if course == "code" else None,
+        )
+        for course, settings in COURSE_SETTINGS.items()
+        for base in BASES
+    },
+}
 """Fine-tuned organisms by name."""
 
 

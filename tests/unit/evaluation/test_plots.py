@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.evaluation.synthetic_run import measured
 
+from isthmus.evaluation.figure_style import STYLES, ConditionStyle
 from isthmus.evaluation.measurements import CONDITIONS, Measurement
 from isthmus.evaluation.plots import (
-    STYLES,
-    ConditionStyle,
     arm_label,
     dose_response,
     effect_bars,

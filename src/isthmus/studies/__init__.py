@@ -1,0 +1,1 @@
+"""Studies: questions about one or two models, answered in numbers and pictures."""

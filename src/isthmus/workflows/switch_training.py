@@ -1,0 +1,190 @@
+"""Trains a switch's edits further on what they are for: the imitated model's next tokens.
+
+1. The loss is KL(imitated ‖ carrier with the switch) at the answers' tokens, in nats per token.
+2. Gradients reach the edits through the frozen carrier; Adam, a short warm-up, a cosine decay.
+3. Every quarter of the steps the edits are measured on validation texts; the best are kept, those
+   that training started from included.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.core.progress import Progress
+from isthmus.core.sites import Site
+from isthmus.core.texts import EncodedText, TokenBatch, pad_batch
+from isthmus.interventions.affine import AffineEdit
+from isthmus.interventions.intervention import Intervention
+from isthmus.interventions.positions import PositionSelector
+from isthmus.models.hooks import editing
+from isthmus.models.language_model import LanguageModel
+from isthmus.models.scoring import answer_logprobs
+from isthmus.workflows.switch_fitting import Edits
+
+_N_CHECKS = 4
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a switch is trained.
+
+    Attributes:
+        n_steps: Steps of Adam, at least 1.
+        batch_size: Texts per step.
+        learning_rate: Largest step size.
+        n_warmup: Steps until it is reached.
+        seed: Order of the texts.
+    """
+
+    n_steps: int = 150
+    batch_size: int = 32
+    learning_rate: float = 4e-3
+    n_warmup: int = 15
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Returns the step size: linear warm-up, then half a cosine down to a hundredth."""
+        warm = min(1.0, (step + 1) / self.n_warmup)
+        decayed = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.n_steps))
+        return self.learning_rate * warm * decayed
+
+
+def divergences(
+    carrier: LanguageModel,
+    imitated: LanguageModel,
+    texts: Sequence[EncodedText],
+    edits: Edits,
+    positions: PositionSelector,
+) -> Float[Tensor, " text"]:
+    """Measures KL(imitated ‖ carrier with the switch) over the answers' tokens.
+
+    Args:
+        carrier: The model that carries the switch.
+        imitated: The model it shall answer like.
+        texts: Prompts with answers.
+        edits: The switch.
+        positions: Where it acts.
+
+    Returns:
+        Nats per answer token for every text.
+    """
+    place = Intervention.affine(edits, positions).place
+    wanted = answer_logprobs(imitated, texts)
+    got = answer_logprobs(carrier, texts, edits=place)
+    per_text = [_divergence(p, q) for p, q in zip(wanted, got, strict=True)]
+    return torch.stack(per_text)
+
+
+def train_edits(
+    models: tuple[LanguageModel, LanguageModel],
+    texts: tuple[Sequence[EncodedText], Sequence[EncodedText]],
+    edits: Edits,
+    positions: PositionSelector,
+    settings: TrainingSettings,
+    progress: Progress,
+) -> dict[Site, AffineEdit]:
+    """Moves edits towards the imitated model's next tokens; their means stay.
+
+    Args:
+        models: The carrier, and the model it shall answer like.
+        texts: Texts to train on, and others on which the best edits are chosen.
+        edits: Where training starts; left unchanged.
+        positions: Where the switch acts.
+        settings: Steps, batches, rate.
+        progress: Who shows progress.
+
+    Returns:
+        The edits that did best on the second list.
+    """
+    carrier, imitated = models
+    now = _Trainable(edits)
+    optimiser = torch.optim.Adam(now.parameters, lr=settings.learning_rate, betas=(0.9, 0.98))
+    best = dict(edits)
+    lowest = float(divergences(carrier, imitated, texts[1], best, positions).mean())
+    with progress.stage("train the switch", settings.n_steps) as advance:
+        for step, batch in enumerate(_batches(carrier, texts[0], settings)):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.rate(step)
+            placed = Intervention.affine(now.edits(), positions).place(batch)
+            with editing(carrier.layout, placed), torch.enable_grad():
+                got = _answer_logprobs(carrier, batch)
+            wanted = torch.cat(answer_logprobs(imitated, batch.texts)).to(got.device)
+            optimiser.zero_grad()
+            _divergence(wanted, got).backward()
+            torch.nn.utils.clip_grad_norm_(now.parameters, 1.0)
+            optimiser.step()
+            advance(1)
+            if (step + 1) % max(1, settings.n_steps // _N_CHECKS) == 0:
+                here = now.frozen()
+                value = float(divergences(carrier, imitated, texts[1], here, positions).mean())
+                if value < lowest:
+                    best, lowest = here, value
+    return best
+
+
+class _Trainable:
+    """The parts of edits that gradients change."""
+
+    def __init__(self, edits: Edits) -> None:
+        self._means = {site: edit.mean for site, edit in edits.items()}
+        self._parts: Mapping[Site, dict[str, Tensor]] = {
+            site: {
+                name: part.detach().clone().requires_grad_()
+                for name, part in (("down", edit.down), ("up", edit.up), ("bias", edit.bias))
+                if part is not None
+            }
+            for site, edit in edits.items()
+        }
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [part for parts in self._parts.values() for part in parts.values()]
+
+    def edits(self) -> dict[Site, AffineEdit]:
+        return {
+            site: AffineEdit(parts["down"], parts.get("up"), self._means[site], parts["bias"])
+            for site, parts in self._parts.items()
+        }
+
+    def frozen(self) -> dict[Site, AffineEdit]:
+        copies: dict[Site, AffineEdit] = {}
+        for site, parts in self._parts.items():
+            kept = {name: part.detach().clone() for name, part in parts.items()}
+            copies[site] = AffineEdit(kept["down"], kept.get("up"), self._means[site], kept["bias"])
+        return copies
+
+
+def _batches(
+    lm: LanguageModel, texts: Sequence[EncodedText], settings: TrainingSettings
+) -> Iterator[TokenBatch]:
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = min(settings.batch_size, len(texts))
+    order: list[int] = []
+    for _ in range(settings.n_steps):
+        if len(order) < size:
+            order = torch.randperm(len(texts), generator=generator).tolist()
+        yield pad_batch([texts[order.pop()] for _ in range(size)], lm.pad_id, "right")
+
+
+def _answer_logprobs(lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "token vocab"]:
+    """Returns log-probabilities at the answer positions, text after text, with gradients."""
+    spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
+    rows = [row for row, span in enumerate(spans) for _ in span]
+    columns = [column for span in spans for column in span]
+    logits = lm.model(
+        input_ids=batch.token_ids.to(lm.device),
+        attention_mask=batch.is_real.long().to(lm.device),
+        use_cache=False,
+    ).logits
+    chosen: Tensor = logits[rows, columns].float().log_softmax(-1)
+    return chosen
+
+
+def _divergence(
+    wanted: Float[Tensor, "token vocab"], got: Float[Tensor, "token vocab"]
+) -> Float[Tensor, ""]:
+    return (wanted.exp() * (wanted - got)).sum(-1).mean()

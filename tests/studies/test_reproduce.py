@@ -1,0 +1,120 @@
+import json
+
+import pytest
+
+from isthmus.core.errors import ConfigError, OrganismError, OutputError
+from isthmus.evaluation.measurements import Measurement, read_results
+from isthmus.evaluation.paper import PAPER_FIGURES, best_match
+from isthmus.studies import reproduce as module
+from isthmus.studies.paper_parts import PARTS, Part, Scope, joined
+from isthmus.studies.reproduce import reproduce
+from isthmus.studies.result import StudyResult
+
+
+def measured(value: float, **changes: object) -> Measurement:
+    fields = {
+        "task": "backdoor",
+        "source": "organism:llama-backdoor",
+        "target": "organism:qwen2-backdoor",
+        "condition": "transferred",
+        "split": "test",
+        "metric": "swap",
+        "n": 64,
+        "seed": 0,
+    }
+    return Measurement(**{**fields, **changes, "value": value})
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """Two parts: one that counts how often it runs, one whose organism is missing."""
+    runs = []
+
+    def work(scope, _progress):
+        runs.append(scope)
+        figures = {"a figure": "<svg></svg>"}
+        return StudyResult("small", (measured(0.91),), ("it was small",), figures)
+
+    def fail(_scope, _progress):
+        raise OrganismError("no organism 'llama-missing': build it")
+
+    parts = {
+        "small": Part("A small part", ("llama-backdoor",), work),
+        "failing": Part("A part that cannot run", ("llama-backdoor",), fail),
+    }
+    monkeypatch.setattr(module, "PARTS", parts)
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    return runs
+
+
+def test_a_repeated_reproduction_computes_nothing_and_writes_the_same(counted, tmp_path):
+    first = reproduce(out=tmp_path / "one", only=["small"])
+    second = reproduce(out=tmp_path / "two", only=["small"])
+    assert len(counted) == 1
+    assert read_results(first.folder / "results.jsonl") == list(second.parts[0].measurements)
+    reproduce(out=tmp_path / "two", only=["small"], is_cached=False)
+    reproduce(out=tmp_path / "two", only=["small"], seed=1)
+    assert [scope.seed for scope in counted] == [0, 0, 1]
+
+
+def test_a_part_that_cannot_run_is_reported_and_the_others_are_there(counted, tmp_path):
+    result = reproduce(out=tmp_path / "run", is_quick=True)
+    small, failing = result.parts
+    assert len(small.measurements) == 1
+    assert "llama-missing" in failing.problem
+    page = result.report.read_text(encoding="utf-8")
+    assert "no organism &#39;llama-missing&#39;" in page
+    assert "it was small" in page
+    assert "<svg></svg>" in page
+    assert "Quick run" in page
+    assert json.loads((result.folder / "provenance.json").read_text())["seed"] == 0
+    assert counted == [Scope(is_quick=True, seed=0)]
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_page_lays_the_papers_figures_beside_ours(tmp_path):
+    page = reproduce(out=tmp_path / "run", only=["small"]).report.read_text(encoding="utf-8")
+    for figure in PAPER_FIGURES:
+        assert figure.number in page
+    assert "0.91" in page
+    assert "not measured" in page
+
+
+@pytest.mark.usefixtures("counted")
+def test_what_is_not_there_is_refused_with_what_is(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is 'paper'"):
+        reproduce("thesis", out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"no part .*there are small, failing"):
+        reproduce(out=tmp_path / "run", only=["large"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(OutputError, match="choose another"):
+        reproduce(out=tmp_path / "mine")
+
+
+def test_every_part_reads_organisms_of_one_source_and_three_targets():
+    for part in PARTS.values():
+        assert part.organisms[0].startswith("llama-")
+        assert len(part.organisms) == 4
+
+
+def test_the_best_of_several_measurements_stands_beside_the_papers_figure():
+    every = [
+        measured(0.5),
+        measured(0.7),
+        measured(0.9, condition="native"),
+        measured(float("nan")),
+    ]
+    wanted = {"task": "backdoor", "target": "qwen2-backdoor", "condition": "transferred"}
+    found = best_match(every, wanted)
+    assert found is not None
+    assert found.value == 0.7
+    assert best_match(every, {"task": "style"}) is None
+
+
+def test_studies_of_several_pairs_are_joined_in_order():
+    one = StudyResult("x", (measured(0.1),), ("same", "first"))
+    two = StudyResult("x", (measured(0.2),), ("same", "second"))
+    both = joined("x", [one, two])
+    assert [m.value for m in both.measurements] == [0.1, 0.2]
+    assert both.notes == ("same", "first", "second")

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from tests.unit.maps.pairs import without_shape_checks
+
+from isthmus.core.errors import DataError, NonFiniteError, ShapeError
+from isthmus.evaluation.ranking import auroc_interval
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_the_area_equals_scikit_learns_with_ties(asked: int):
+    rng = np.random.default_rng(0)
+    positive = rng.integers(0, 6, 40).astype(float) + 1
+    negative = rng.integers(0, 6, (40, asked)).astype(float)
+    expected = roc_auc_score([1] * 40 + [0] * 40 * asked, [*positive, *negative.ravel()])
+    found = auroc_interval(positive, negative, n_resamples=300)
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    assert found.low < expected < found.high
+
+
+def test_the_interval_equals_scikit_learn_on_the_same_resampled_questions():
+    rng = np.random.default_rng(1)
+    positive, negative = rng.normal(1, 1, 30), rng.normal(0, 1, (30, 2))
+    drawn = np.random.default_rng(5).integers(0, 30, size=(200, 30))
+    labels = [1] * 30 + [0] * 60
+    areas = [roc_auc_score(labels, [*positive[r], *negative[r].ravel()]) for r in drawn]
+    found = auroc_interval(positive, negative, n_resamples=200, seed=5)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(areas, (0.025, 0.975))))
+
+
+def test_perfect_and_perfectly_wrong_scores_are_one_and_zero():
+    high, low = np.full(5, 2.0), np.full((5, 1), 1.0)
+    assert auroc_interval(high, low).value == 1
+    assert auroc_interval(low[:, 0], high[:, None]).value == 0
+
+
+def test_scores_that_cannot_be_ranked_are_refused():
+    with without_shape_checks(), pytest.raises(ShapeError, match="both forms of every"):
+        auroc_interval(np.ones(2), np.ones((3, 1)))
+    with pytest.raises(DataError, match="no scores"):
+        auroc_interval(np.ones(0), np.ones((0, 1)))
+    with pytest.raises(NonFiniteError, match="NaN"):
+        auroc_interval(np.array([np.nan]), np.ones((1, 1)))
