@@ -36,6 +36,7 @@ def study_corrupted(
     *,
     n_train: int = 200,
     n_test: int = 240,
+    rungs: Sequence[Rung] = RUNGS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> StudyResult:
@@ -46,6 +47,7 @@ def study_corrupted(
         target: Another one.
         n_train: Training questions for means, vectors and maps.
         n_test: Questions that are measured; a half-width of 5 points needs about 240.
+        rungs: Which rungs; all of them when not given.
         seed: Which questions, and every random control.
         progress: Who shows progress.
 
@@ -60,7 +62,7 @@ def study_corrupted(
     found = [_Found("none", None, None, ladder.labels(None, test, no_edits))]
     found.append(_Found("prompt_only", None, None, _prefilled(ladder, test)))
     rows: list[dict[str, str]] = [{"prompt": f.prompt, "fact": f.value} for f in test.asked[:8]]
-    for rung in RUNGS:
+    for rung in rungs:
         cells = {c: ladder.choose(rung, validation, c) for c in ("native", "transferred")}
         for condition in ("native", "transferred", *CONTROLS):
             cell = cells.get(condition, cells["transferred"])

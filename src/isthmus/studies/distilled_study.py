@@ -129,7 +129,7 @@ def _switches(
     recipe: SwitchRecipe,
     run: tuple[int, Progress],
 ) -> dict[tuple[str, str, int], Switch]:
-    """Returns the native switch, the carried ones and a turned one, by condition, label and draw."""
+    """Returns the native switch, carried ones and a turned one, by condition, label and draw."""
     (max_new_tokens, progress), rank, seed = run, recipe.rank or 0, recipe.seed
     own, of_source = (
         _own_switch(pair, prompts, recipe, (max_new_tokens, progress)) for pair in (target, source)

@@ -23,7 +23,7 @@ from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 
-States = list[Float[Tensor, "_ d_model"]]
+States = list[Float[Tensor, "_ _"]]
 """For every text one row per token."""
 
 Places = dict[int, Float[Tensor, " d_model"]]
