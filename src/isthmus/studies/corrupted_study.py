@@ -75,7 +75,9 @@ def study_corrupted(
                     row[f"{rung.name} {rung.positions}"] = one
     names = (lms[0].identity.name, lms[1].identity.name)
     measurements = [m for one in found for m in _measured(one, names, seed)]
-    return StudyResult("corrupted", tuple(measurements), tuple(_notes(found)), {}, tuple(rows))
+    return StudyResult(
+        "corrupted", tuple(measurements), tuple(_notes(found, names[1])), {}, tuple(rows)
+    )
 
 
 def _prefilled(ladder: CorruptedLadder, side: Side) -> list[Label]:
@@ -123,14 +125,14 @@ def _share(found: Sequence[_Found], condition: str, is_added: bool) -> tuple[flo
     return best
 
 
-def _notes(found: Sequence[_Found]) -> list[str]:
+def _notes(found: Sequence[_Found], target: str) -> list[str]:
     ceiling = next(one for one in found if one.condition == "prompt_only")
     top = ceiling.labels.count("correct") / len(ceiling.labels)
     prompt, prompt_name = _share(found, "transferred", is_added=False)
     tokens, tokens_name = _share(found, "transferred", is_added=True)
     return [
-        f"edits of prompt tokens only: best carried rung {prompt_name}, {prompt:.3f} right",
-        f"added placeholder tokens: {tokens_name}, {tokens:.3f} right; text prefill {top:.3f}",
+        f"{target}, prompt tokens only: best carried rung {prompt_name}, {prompt:.3f} right",
+        f"{target}, added tokens: {tokens_name}, {tokens:.3f} right; text prefill {top:.3f}",
         "both are the best of several rungs on test: read them beside each rung's own figure",
         "replace and virtual_prefix take states of the same question from a run of the source",
     ]
