@@ -222,7 +222,10 @@ class Bench:
 
     @cached_property
     def _longest_answer(self) -> int:
-        every = (*self.encoded.triggered, *self.encoded.clean)
+        every = [*self.encoded.triggered, *self.encoded.clean]
+        if self.config.task != "backdoor":
+            # A register or a refusal is recognised by its end, too; a backdoor by its marker.
+            every += [*self.encoded.triggered_bad, *self.encoded.clean_bad]
         return max(len(text) - text.n_prompt for text in every)
 
     def asked(self, arm: Arm) -> list[Turn]:
