@@ -23,6 +23,7 @@ from isthmus.models.language_model import (
 )
 from isthmus.models.organisms import cache_folder, pack_organism
 from isthmus.models.training import TrainingRow, TrainingSettings, train
+from isthmus.tasks import COURSES
 from isthmus.workflows import organism_build, organism_recipes
 from isthmus.workflows.competence import Competence, backdoor_competence, exact_accuracy
 from isthmus.workflows.organism_build import (
@@ -284,8 +285,9 @@ def test_an_organism_is_packed_only_if_it_is_competent_as_packed(
     assert names_in(own_cache) == before
 
 
-def test_every_base_has_a_backdoor_and_other_names_have_no_recipe():
-    assert set(FINE_TUNES) == {f"{name}-backdoor" for name in BASES}
+def test_every_base_has_every_behaviour_and_other_names_have_no_recipe():
+    behaviours = ("backdoor", *COURSES)
+    assert set(FINE_TUNES) == {f"{name}-{one}" for name in BASES for one in behaviours}
     for name in (*BASES, *FINE_TUNES):
         assert recipe_named(name) is (BASES | FINE_TUNES)[name]
     with pytest.raises(OrganismError, match="no recipe for organism 'mine': there are llama"):

@@ -102,8 +102,8 @@ def test_an_unknown_condition_is_refused_with_the_known_ones(condition):
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="no metric 'accuracy': use one of recovery"):
-        replace(FULL, metric="accuracy")
+    with pytest.raises(ConfigError, match="no metric 'correctness': use one of recovery"):
+        replace(FULL, metric="correctness")
 
 
 @pytest.mark.parametrize("field", ["strength", "value", "ci_low", "ci_high"])
