@@ -26,8 +26,8 @@ from isthmus.models.probing import find_layout
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _ORGANISM = "organism:"
-# What transformers and the Hub client raise for folders and names that cannot be loaded.
-_LOAD_ERRORS = (
+
+LOAD_ERRORS = (
     OSError,
     ValueError,
     KeyError,
@@ -36,6 +36,7 @@ _LOAD_ERRORS = (
     RuntimeError,
     SafetensorError,
 )
+"""What transformers and the Hub client raise for folders and names that cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _find_place(name: str) -> str:
 def _load_tokenizer(name: str, where: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise _cannot_load("model", name, where, error) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -242,7 +243,7 @@ def _load_tokenizer(name: str, where: str, options: dict[str, Any]) -> PreTraine
         )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise _cannot_load("tokenizer", name, where, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not len(tokenizer):
         raise ModelError(f"{name} has no tokenizer: put its tokenizer.json into {where}")
@@ -260,7 +261,7 @@ def _load_model(
             output_loading_info=True,
             **options,
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise _cannot_load("model", name, where, error) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):

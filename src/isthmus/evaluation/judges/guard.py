@@ -14,22 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from isthmus.core.artifacts import SafetensorError
 from isthmus.core.errors import ConfigError, ModelError
 from isthmus.evaluation.judges.base import LABELS, Verdict, require_pairs
+from isthmus.models.language_model import LOAD_ERRORS
 
 READS = ("completion", "pair")
 """What a classifier can be shown: the completion alone, or prompt and completion as a pair."""
-
-_LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -175,7 +165,7 @@ def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, trust_remote_code=False, output_loading_info=True
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             f"cannot load the classifier {name!r}: {said[:300]}. Give a hub name or a folder with "
