@@ -158,12 +158,14 @@ class PairMoments:
 
     def _of_rows(self, source: Tensor, target: Tensor) -> "PairMoments":
         device = self.source_mean.device
-        x = source.detach().to(device, torch.float64)
-        y = target.detach().to(device, torch.float64)
+        # Copies of its own, so that centring needs no third one.
+        x = source.detach().to(device, torch.float64, copy=True)
+        y = target.detach().to(device, torch.float64, copy=True)
         batch = PairMoments(self.d_source, self.d_target, device)
         batch.n = len(x)
         batch.source_mean, batch.target_mean = x.mean(0), y.mean(0)
-        x, y = x - batch.source_mean, y - batch.target_mean
+        x -= batch.source_mean
+        y -= batch.target_mean
         batch.source_scatter, batch.cross_scatter = x.T @ x, x.T @ y
         batch.target_scatter = y.square().sum(0)
         return batch
