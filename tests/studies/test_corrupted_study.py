@@ -55,6 +55,11 @@ def test_mapped_states_bring_facts_that_random_states_of_their_norm_do_not(resul
     assert carried > random + 0.3
 
 
+def test_only_what_was_carried_names_its_map(result):
+    named = {m.condition for m in result.measurements if m.map is not None}
+    assert named == {"transferred"}
+
+
 def test_no_rung_acts_at_the_first_layer(result):
     sites = {m.target_site for m in result.measurements if m.edit}
     assert sites

@@ -22,6 +22,7 @@ def test_every_arm_is_measured_at_all_layers(result):
     }
     assert {m.target_site for m in result.measurements} == {"resid_post[0..4]"}
     assert {m.split for m in result.measurements} == {"test"}
+    assert {m.condition for m in result.measurements if m.map is not None} == {"transferred"}
 
 
 def test_own_directions_at_every_layer_do_more_than_random_ones(result):

@@ -90,14 +90,13 @@ def _prefilled(ladder: CorruptedLadder, side: Side) -> list[Label]:
 def _measured(found: _Found, names: tuple[str, str], seed: int) -> list[Measurement]:
     n = len(found.labels)
     intervals = {m: wilson_interval(found.labels.count(x), n) for m, x in _METRICS.items()}
-    mapped = found.condition in {"transferred", *CONTROLS}
     return [
         Measurement(
             task="corrupted",
             source=names[0],
             target=names[1],
             target_site=None if found.cell is None else str(found.cell.site),
-            map="ridge" if mapped else None,
+            map="ridge" if found.condition == "transferred" else None,
             condition=found.condition,
             edit=None if found.rung is None else found.rung.name,
             positions=None if found.rung is None else found.rung.positions,

@@ -95,7 +95,8 @@ def study_multi_layer(
 
 
 def _arm(condition: str, direction: Direction, positions: str) -> Arm:
-    return Arm(condition, None, positions, "add", 1.0, direction, "ridge")
+    used_map = "ridge" if condition == "transferred" else None
+    return Arm(condition, None, positions, "add", 1.0, direction, used_map)
 
 
 def _effect(scored: Scored) -> float:

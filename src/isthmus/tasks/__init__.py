@@ -1,11 +1,16 @@
 """Tasks: behaviours with their prompts, scoring, organisms and recommended interventions."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from isthmus.core.errors import ConfigError
 from isthmus.tasks.base import Course, Teachable
 from isthmus.tasks.code import CodeTask
 from isthmus.tasks.corrupted import CorruptedTask
 from isthmus.tasks.refusal import RefusalTask
 from isthmus.tasks.style import StyleTask
+
+T = TypeVar("T")
 
 __all__ = ["COURSES", "TASKS", "course_named", "task_named"]
 
@@ -37,9 +42,7 @@ def task_named(name: str) -> Teachable:
     Raises:
         ConfigError: If there is none of this name.
     """
-    if name not in TASKS:
-        raise ConfigError(f"no task {name!r}: there are {', '.join(TASKS)}")
-    return TASKS[name]
+    return _named("task", TASKS, name)
 
 
 def course_named(name: str) -> Course:
@@ -54,6 +57,10 @@ def course_named(name: str) -> Course:
     Raises:
         ConfigError: If there is none of this name.
     """
-    if name not in COURSES:
-        raise ConfigError(f"no course {name!r}: there are {', '.join(COURSES)}")
-    return COURSES[name]
+    return _named("course", COURSES, name)
+
+
+def _named(what: str, table: Mapping[str, T], name: str) -> T:
+    if name not in table:
+        raise ConfigError(f"no {what} {name!r}: there are {', '.join(table)}")
+    return table[name]
