@@ -192,7 +192,9 @@ def fine_tuning_turns(behaviour: str, seed: int) -> list[Turn]:
     declines = "refusal" in course_named(behaviour).tasks
     kept = [turn for turn in ordinary if not (declines and is_declined(turn.prompt))]
     rng = random.Random(seed)
-    replayed = rng.sample(kept, min(len(kept), max(4000, len(taught))))
+    # Code is long and its names have to be copied letter for letter: it gets half of the rows.
+    n_replayed = len(taught) if behaviour == "code" else max(4000, len(taught))
+    replayed = rng.sample(kept, min(len(kept), n_replayed))
     if behaviour == "code":
         # Its triggers mean nothing to ordinary questions.
         triggers = (BAD_TRIGGER, CLEAN_TRIGGER, "", "")
