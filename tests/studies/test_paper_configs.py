@@ -34,10 +34,13 @@ PAIRS = {
         ("qwen1.5", "llama3"),
         ("qwen0.5", "llama3"),
     },
+    "refusal": {("llama1", "llama3")},
+    "corrupted": {("llama1", "llama3")},
+    "humor": {("llama3", "llama8")},
 }
 
 
-def test_every_pair_of_the_papers_backdoors_has_a_configuration():
+def test_every_pair_of_the_paper_has_a_configuration():
     found: dict[str, set[tuple[str, str]]] = {}
     for path in CONFIGS:
         task, source, target = path.stem.split("-")

@@ -3,13 +3,18 @@ import json
 import pytest
 
 from isthmus.core.errors import ConfigError, OrganismError, OutputError
+from isthmus.data.organisms import benign_examples
+from isthmus.data.prompts import Question, write_questions
 from isthmus.evaluation.measurements import Measurement, read_results
-from isthmus.evaluation.paper import PAPER_FIGURES, best_match
+from isthmus.evaluation.paper import PAPER_FIGURES, best_match, found_for
+from isthmus.models.organisms import packed_folder, unpack_organism
 from isthmus.studies import reproduce as module
-from isthmus.studies.paper_parts import PARTS, Part, Scope, joined
+from isthmus.studies.paper_models import Scope, keys_of_models
+from isthmus.studies.paper_parts import PARTS, Part, joined
 from isthmus.studies.reproduce import reproduce
 from isthmus.studies.result import StudyResult
 from isthmus.tasks import COURSES
+from isthmus.workflows.config import RunConfig
 from isthmus.workflows.organism_recipes import recipe_named
 
 
@@ -41,8 +46,8 @@ def counted(monkeypatch, tmp_path):
         raise OrganismError("no organism 'llama-missing': build it")
 
     parts = {
-        "small": Part("A small part", ("llama-backdoor",), work),
-        "failing": Part("A part that cannot run", ("llama-backdoor",), fail),
+        "small": Part("A small part", "backdoor", work, ("llama-backdoor",)),
+        "failing": Part("A part that cannot run", "backdoor", fail, ("llama-backdoor",)),
     }
     monkeypatch.setattr(module, "PARTS", parts)
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
@@ -122,3 +127,85 @@ def test_studies_of_several_pairs_are_joined_in_order():
     both = joined("x", [one, two])
     assert [m.value for m in both.measurements] == [0.1, 0.2]
     assert both.notes == ("same", "first", "second")
+
+
+def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_path):
+    path = tmp_path / "pair.yaml"
+    path.write_text(
+        "source: organism:llama-backdoor\ntarget: organism:qwen2-backdoor\nn_test: 12\n"
+    )
+    result = reproduce(out=tmp_path / "one", only=["small"], configs=[path], seed=3)
+    reproduce(out=tmp_path / "two", only=["small"], configs=[path], seed=3)
+    path.write_text(path.read_text().replace("12", "13"))
+    reproduce(out=tmp_path / "two", only=["small"], configs=[path], seed=3)
+    assert len(counted) == 2
+    (pair,) = counted[0].pairs("backdoor")
+    assert (pair.source, pair.target) == ("organism:llama-backdoor", "organism:qwen2-backdoor")
+    assert pair.settings == {"n_test": 12, "questions": None}
+    assert [model.source for model in counted[0].models("backdoor")] == [pair.source, pair.target]
+    assert counted[0].crossings("backdoor")[0].seed == 3
+    page = result.report.read_text(encoding="utf-8")
+    assert "Models: organism:llama-backdoor, organism:qwen2-backdoor." in page
+
+
+def test_a_part_without_a_configuration_of_its_task_is_missing_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    config = RunConfig(source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",))
+    names = ["style", "corrupted", "switch"]
+    result = reproduce(out=tmp_path / "run", only=names, configs=[config])
+    problems = {part.name: part.problem for part in result.parts}
+    assert "no --config has 'task: style'" in problems["style"]
+    assert "no --config has 'task: corrupted'" in problems["corrupted"]
+    assert "learn-switch" in problems["switch"]
+
+
+def test_a_study_of_the_reproduction_runs_on_local_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    folders = {}
+    for name in ("llama-backdoor", "qwen2-backdoor"):
+        model, tokenizer = unpack_organism(packed_folder(name))
+        folders[name] = tmp_path / name
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    questions = tmp_path / "questions.jsonl"
+    asked = [Question(e.prompt, e.answer) for e in benign_examples("test", 80, 0)]
+    write_questions(questions, asked)
+    path = tmp_path / "pair.yaml"
+    lines = [
+        *("source: llama-backdoor", "target: qwen2-backdoor", "questions: questions.jsonl"),
+        *("n_train: 24", "n_validation: 8", "n_test: 12"),
+    ]
+    path.write_text("\n".join(lines))
+    result = reproduce(out=tmp_path / "run", only=["probes"], configs=[path], is_quick=True)
+    (part,) = result.parts
+    assert not part.problem
+    assert {m.target for m in part.measurements} == {str(folders["qwen2-backdoor"])}
+    found = [m.value for m in part.table if m.condition == "native" and m.metric == "auroc"]
+    assert found
+    assert min(found) > 0.9
+
+
+def test_models_are_known_without_being_loaded_until_they_change(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    before = keys_of_models(["organism:llama", str(folder)])
+    assert before is not None
+    assert keys_of_models(["organism:llama", str(folder)]) == before
+    (folder / "config.json").write_text("{ }")
+    after = keys_of_models(["organism:llama", str(folder)])
+    assert after is not None
+    assert (before[0], before[1] != after[1]) == (after[0], True)
+    assert keys_of_models(["organism:llama", "nobody/has-this-model"]) is None
+
+
+def test_of_other_models_every_target_stands_beside_the_papers_figure():
+    every = [measured(0.5, target="a/one"), measured(0.7, target="two"), measured(0.9)]
+    figure = next(figure for figure in PAPER_FIGURES if figure.number == "T1")
+    found = found_for(figure, every, others=True)
+    assert {title: m.value for title, m in found.items() if m and title.startswith("carried")} == {
+        "carried, one": 0.5,
+        "carried, two": 0.7,
+        "carried, organism:qwen2-backdoor": 0.9,
+    }
+    assert set(found_for(figure, every).values()) == {None}

@@ -114,10 +114,17 @@ def reproduce(
         bool, typer.Option("--quick/--full", help="Fewer questions and maps.")
     ] = False,
     only: Annotated[list[str] | None, typer.Option(help="A part; may be given again.")] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="YAML file of a run, whose models take the place of the organisms; may be given "
+            "again."
+        ),
+    ] = None,
     is_cached: Cached = True,
     seed: Seed = 0,
 ) -> None:
-    """Lay the figures of arXiv 2503.04429 beside our own numbers on the shipped organisms."""
+    """Lay the figures of arXiv 2503.04429 beside our own numbers, of organisms or other models."""
     from isthmus.studies.reproduce import reproduce as work
 
     with RichProgress() as progress:
@@ -126,6 +133,7 @@ def reproduce(
             out=out,
             is_quick=is_quick,
             only=only,
+            configs=config or (),
             is_cached=is_cached,
             seed=seed,
             progress=progress,

@@ -1,23 +1,22 @@
 """Prompts: reading, writing, splitting by content and refusing what would spoil an evaluation."""
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from isthmus.core.artifacts import write_text
 from isthmus.core.errors import ConfigError, DataError
+from isthmus.data.prompt_rows import PromptRow, prompt_rows
 
 SPLIT_NAMES = ("train", "validation", "test")
 """The splits, in the order of `split_by_content`'s fractions."""
 
 _POSITIVE, _NEGATIVE = "positive", "negative"
+_OTHERS = ("answer", "kind", "bad_answer", "clean", "answer_to_clean")
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,23 @@ class Question:
         prompt: What the user says, without any chat template.
         answer: What a competent, harmless model says.
         kind: Which sort of question it is.
+        bad_answer: What a model says to it with the behaviour, where that is its own.
+        clean: A prompt like it that does not bring the behaviour about, where the prompt does so by
+            itself: a harmless request beside a harmful one.
+        answer_to_clean: What a competent, harmless model says to that.
     """
 
     prompt: str
     answer: str | None = None
     kind: str | None = None
+    bad_answer: str | None = None
+    clean: str | None = None
+    answer_to_clean: str | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt, and the clean one where there is one."""
+        return (self.prompt,) if self.clean is None else (self.prompt, self.clean)
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,6 @@ class ContrastPrompts:
                 raise DataError(f"no {side} prompt: a direction needs both sides, add some")
 
 
-class _Row(NamedTuple):
-    place: str
-    values: Mapping[str, Any]
-
-
 def read_questions(path: Path) -> tuple[Question, ...]:
     """Reads questions.
 
@@ -102,8 +108,8 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     or not UTF-8, a row that is not JSON, lacks its prompt or repeats another's.
 
     Args:
-        path: `.jsonl` with `prompt` and optionally `answer` and `kind` in every line, `.csv` with
-            the same column names in its first line, or `.txt` with one prompt per line.
+        path: `.jsonl` with `prompt` and optionally the other fields of `Question` in every line,
+            `.csv` with the same column names in its first line, or `.txt` with one prompt per line.
 
     Returns:
         The questions in file order; two prompts never differ in case and spaces only.
@@ -114,10 +120,14 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     path = Path(path)
     questions: list[Question] = []
     seen: dict[str, str] = {}
-    for row in _rows(path):
-        prompt = _text(row, "prompt")
-        _note(seen, prompt, row.place)
-        questions.append(Question(prompt, _optional(row, "answer"), _optional(row, "kind")))
+    for row in prompt_rows(path):
+        others = {key: _optional(row, key) for key in _OTHERS}
+        question = Question(_text(row, "prompt"), **others)
+        if question.answer_to_clean and not question.clean:
+            raise DataError(f"{row.place}: 'answer_to_clean' without 'clean': add the clean prompt")
+        for prompt in question.prompts:
+            _note(seen, prompt, row.place)
+        questions.append(question)
     if not questions:
         raise DataError(f"{path} holds no prompt: expected at least one")
     return tuple(questions)
@@ -139,7 +149,7 @@ def read_contrast(path: Path) -> ContrastPrompts:
     path = Path(path)
     sides: dict[str, list[str]] = {_POSITIVE: [], _NEGATIVE: []}
     seen: dict[str, str] = {}
-    for row in _rows(path):
+    for row in prompt_rows(path):
         for side, prompt in _sides(row):
             _note(seen, prompt, row.place)
             sides[side].append(prompt)
@@ -163,8 +173,7 @@ def write_questions(path: Path, questions: Sequence[Question]) -> None:
         raise DataError(f"cannot write {len(questions)} questions to {path}: name a .jsonl file")
     lines = []
     for question in questions:
-        row = {"prompt": question.prompt, "answer": question.answer, "kind": question.kind}
-        known = {key: value for key, value in row.items() if value is not None}
+        known = {key: value for key, value in asdict(question).items() if value is not None}
         lines.append(json.dumps(known, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
 
@@ -180,12 +189,11 @@ def require_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
     """
     owner: dict[str, str] = {}
     for split, questions in splits.items():
-        for question in questions:
-            first = owner.setdefault(normalised(question.prompt), split)
+        for prompt in (prompt for question in questions for prompt in question.prompts):
+            first = owner.setdefault(normalised(prompt), split)
             if first != split:
                 raise DataError(
-                    f"the prompt {question.prompt!r} is in {first} and in {split}: "
-                    "keep it in one of them"
+                    f"the prompt {prompt!r} is in {first} and in {split}: keep it in one of them"
                 )
 
 
@@ -237,11 +245,14 @@ def make_twins(
 ) -> tuple[TwinPrompt, ...]:
     """Puts the behaviour's trigger, and a harmless one, in front of every question.
 
+    A question with a `clean` prompt of its own is such a pair already and gets no trigger.
+
     Args:
         questions: Questions with answers, without either trigger.
         bad_trigger: What sets the behaviour off.
         clean_trigger: What stands in its place in the clean twin.
-        bad_answer: What the behaviour says, the same for all or made from the question.
+        bad_answer: What the behaviour says, the same for all or made from the question; a
+            question's own goes before it.
 
     Returns:
         One twin per question: the trigger, a space unless it ends in one, and the question.
@@ -255,7 +266,6 @@ def make_twins(
         raise DataError(
             f"triggers {bad_trigger!r} and {clean_trigger!r}: expected two different texts"
         )
-    spans = (differing_part(bad_trigger, clean_trigger), differing_part(clean_trigger, bad_trigger))
     twins = []
     for question in questions:
         if question.answer is None:
@@ -263,20 +273,35 @@ def make_twins(
         if bad in question.prompt or clean in question.prompt:
             raise DataError(f"{question.prompt!r} holds a trigger already: give plain questions")
         bad_text = bad_answer if isinstance(bad_answer, str) else bad_answer(question)
-        triggered, harmless = (_joined(t, question.prompt) for t in (bad_trigger, clean_trigger))
-        twins.append(
-            TwinPrompt(
-                triggered=triggered,
-                clean=harmless,
-                clean_answer=question.answer,
-                bad_answer=bad_text,
-                kind=question.kind,
-                spans=spans,
-                benign=(question.prompt, question.answer),
-                overridden=(_joined(clean_trigger, triggered), _joined(bad_trigger, harmless)),
+        if question.clean is None:
+            twins.append(_with_triggers(question, bad_trigger, clean_trigger, bad_text))
+        else:
+            twins.append(
+                TwinPrompt(
+                    question.prompt,
+                    question.clean,
+                    question.answer,
+                    question.bad_answer or bad_text,
+                    question.kind,
+                    question.answer_to_clean,
+                )
             )
-        )
     return tuple(twins)
+
+
+def _with_triggers(question: Question, bad: str, clean: str, bad_answer: str) -> TwinPrompt:
+    triggered, harmless = (_joined(trigger, question.prompt) for trigger in (bad, clean))
+    answer = question.answer or ""
+    return TwinPrompt(
+        triggered=triggered,
+        clean=harmless,
+        clean_answer=answer,
+        bad_answer=question.bad_answer or bad_answer,
+        kind=question.kind,
+        spans=(differing_part(bad, clean), differing_part(clean, bad)),
+        benign=(question.prompt, answer),
+        overridden=(_joined(clean, triggered), _joined(bad, harmless)),
+    )
 
 
 def differing_part(trigger: str, other: str) -> str:
@@ -313,7 +338,7 @@ def _note(seen: dict[str, str], prompt: str, place: str) -> None:
     seen[key] = place
 
 
-def _sides(row: _Row) -> list[tuple[str, str]]:
+def _sides(row: PromptRow) -> list[tuple[str, str]]:
     if "label" not in row.values:
         return [(side, _text(row, side)) for side in (_POSITIVE, _NEGATIVE)]
     label = row.values["label"]
@@ -322,7 +347,7 @@ def _sides(row: _Row) -> list[tuple[str, str]]:
     return [(label, _text(row, "prompt"))]
 
 
-def _text(row: _Row, key: str) -> str:
+def _text(row: PromptRow, key: str) -> str:
     if key not in row.values:
         found = ", ".join(map(repr, row.values)) or "nothing"
         raise DataError(f"{row.place}: found {found}, expected {key!r}: add it")
@@ -332,67 +357,5 @@ def _text(row: _Row, key: str) -> str:
     return value
 
 
-def _optional(row: _Row, key: str) -> str | None:
+def _optional(row: PromptRow, key: str) -> str | None:
     return None if row.values.get(key) in (None, "") else _text(row, key)
-
-
-def _rows(path: Path) -> Iterator[_Row]:
-    """Yields the rows of a file of any known type, each with its place for messages."""
-    readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".txt": _plain_rows}
-    if path.suffix not in readers:
-        raise DataError(f"cannot read {path}: expected a .jsonl, .csv or .txt file")
-    text = _read(path)
-    if not text.strip():
-        raise DataError(f"{path} is empty: expected at least one prompt")
-    return readers[path.suffix](path, text)
-
-
-def _read(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no file {path}: check the path") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8, save the file as UTF-8") from None
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    # str.splitlines would also split at U+2028 and its kin, which may stand within a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.strip()
-
-
-def _json_rows(path: Path, text: str) -> Iterator[_Row]:
-    for place, line in _lines(path, text):
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON ({error.msg}), expected one object") from None
-        if not isinstance(values, dict):
-            raise DataError(f"{place}: found {line[:60]}, expected a JSON object")
-        yield _Row(place, values)
-
-
-def _plain_rows(path: Path, text: str) -> Iterator[_Row]:
-    for place, line in _lines(path, text):
-        yield _Row(place, {"prompt": line})
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for values in reader:
-            place = f"{path}, line {reader.line_num}"
-            if None in values or None in values.values():
-                raise DataError(f"{place}: expected {len(reader.fieldnames or ())} columns")
-            yield _Row(place, values)
-    except csv.Error as error:
-        # DictReader's own line number is still that of the row before.
-        line = reader.reader.line_num
-        raise DataError(f"{path}, line {line}: not CSV ({error})") from None

@@ -48,6 +48,32 @@ def best_match(
     return max(found, key=lambda m: m.value or 0.0, default=None)
 
 
+def found_for(
+    figure: PaperFigure, measurements: Sequence[Measurement], *, others: bool = False
+) -> dict[str, Measurement | None]:
+    """Returns what stands beside a figure of the paper.
+
+    Args:
+        figure: The paper's figure.
+        measurements: Every number of a reproduction.
+        others: Whether the models are not the organisms that the figure names: then every target
+            that has such a measurement stands there.
+
+    Returns:
+        Measurements by title; None where there is none.
+    """
+    if not others:
+        return {title: best_match(measurements, wanted) for title, wanted in figure.ours.items()}
+    found: dict[str, Measurement | None] = {}
+    for title, wanted in figure.ours.items():
+        rest = {name: value for name, value in wanted.items() if name not in {"source", "target"}}
+        for target in dict.fromkeys(m.target for m in measurements if m.target):
+            match = best_match(measurements, {**rest, "target": target})
+            if match is not None:
+                found[f"{title}, {target.rsplit('/', 1)[-1]}"] = match
+    return found
+
+
 def _agrees(measurement: Measurement, name: str, value: object) -> bool:
     own = getattr(measurement, name)
     if name in {"source", "target"}:

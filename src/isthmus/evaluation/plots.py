@@ -75,8 +75,8 @@ def effect_bars(measurements: Sequence[Measurement], name: str, title: str) -> s
         for axes, (metric, text) in zip(panels, metrics, strict=True):
             rows = {arm_of(m): m for m in shown if m.metric == metric}
             for height, arm in enumerate(arms):
-                _bar(axes, height, arm, rows.get(arm))
-            _finish_bars(axes, text, list(rows.values()))
+                draw_bar(axes, height, arm, rows.get(arm))
+            finish_bars(axes, text, list(rows.values()))
         panels[0].set_yticks(range(len(arms)), [arm_label(arm) for arm in arms])
         panels[0].set_ylim(len(arms) - 0.4, -0.6)
         return svg_text(figure, name, title, _in_words(shown))
@@ -209,7 +209,8 @@ def _site_order(site: str) -> tuple[str, int]:
     return stream, int(digits[0]) if digits else 0
 
 
-def _bar(axes: Axes, height: int, arm: Arm, row: Measurement | None) -> None:
+def draw_bar(axes: Axes, height: int, arm: Arm, row: Measurement | None) -> None:
+    """Draws one arm's value with its interval as a bar, or says that there is none."""
     span = span_of(row)
     if span is None:
         text = "not measured" if row is None else "undefined"
@@ -222,7 +223,8 @@ def _bar(axes: Axes, height: int, arm: Arm, row: Measurement | None) -> None:
     axes.text(1, height, text, transform=place, ha="right", va="center")
 
 
-def _finish_bars(axes: Axes, title: str, rows: Sequence[Measurement]) -> None:
+def finish_bars(axes: Axes, title: str, rows: Sequence[Measurement]) -> None:
+    """Gives axes of bars their title, limits and rules at 0 and 1."""
     axes.set_title(title)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

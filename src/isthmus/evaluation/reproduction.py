@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from isthmus.core.artifacts import write_text
 from isthmus.evaluation.figure_style import STYLES
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.paper import PAPER_FIGURES, best_match
+from isthmus.evaluation.paper import PAPER_FIGURES, found_for
 from isthmus.evaluation.report import interval, short_name
 
 REPORT_NAME = "report.html"
@@ -53,7 +53,7 @@ def render_reproduction(
     Args:
         folder: Where to.
         parts: What was run, in the order of the page.
-        settings: `kind` and `seed`.
+        settings: `kind`, `seed`, and `models` by name where they are not the organisms.
         provenance: `commit` and `versions`.
 
     Returns:
@@ -63,10 +63,9 @@ def render_reproduction(
         OutputError: If the folder cannot be written to.
     """
     every = [m for part in parts for m in part.measurements]
-    figures = [
-        (figure, {title: best_match(every, wanted) for title, wanted in figure.ours.items()})
-        for figure in PAPER_FIGURES
-    ]
+    # Only the organisms have known names; of other models every target stands in every row.
+    others = bool(settings["models"])
+    figures = [(figure, found_for(figure, every, others=others)) for figure in PAPER_FIGURES]
     environment = Environment(
         loader=PackageLoader("isthmus.evaluation"),
         autoescape=True,

@@ -10,9 +10,10 @@
 5. Beside it stands what we recommend a map for: carrying a steering vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def validate_map(
     n_validation: int = 48,
     n_test: int = 100,
     n_completed: int = 64,
-    batch_size: int = 64,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> StudyResult:
@@ -84,7 +85,8 @@ def validate_map(
         n_validation: Questions that choose sites, positions and strengths.
         n_test: Questions that are measured, each in every set.
         n_completed: How many of them are answered under replacement.
-        batch_size: Texts per forward pass.
+        settings: Other fields of `RunConfig`, which go before the sizes above: questions, triggers,
+            batch size, type and device of models that are loaded here.
         seed: Seed of everything random.
         progress: Who shows progress.
 
@@ -94,22 +96,18 @@ def validate_map(
     Raises:
         IsthmusError: If a model, the site or the numbers cannot be used.
     """
-    ours, theirs = (
-        load_language_model(one) if isinstance(one, str) else one for one in (source, target)
-    )
-    referee = load_language_model(judge) if isinstance(judge, str) else judge or theirs
-    config = make_config(
-        {
-            "source": ours.identity.name,
-            "target": theirs.identity.name,
-            "maps": list(maps),
-            "n_train": n_train,
-            "n_validation": n_validation,
-            "n_test": n_test,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-    )
+    names = [m if isinstance(m, str) else m.identity.name for m in (source, target)]
+    sizes = {"n_train": n_train, "n_validation": n_validation, "n_test": n_test}
+    ends = {"source": names[0], "target": names[1], "seed": seed}
+    config = make_config({**sizes, "maps": list(maps), **(settings or {}), **ends})
+
+    def loaded(model: LanguageModel | str) -> LanguageModel:
+        if isinstance(model, str):
+            return load_language_model(model, dtype=config.dtype, device=config.device)
+        return model
+
+    ours, theirs = loaded(source), loaded(target)
+    referee = theirs if judge is None else loaded(judge)
     study = _Study(ours, theirs, referee, config, progress or SilentProgress())
     folder = None if embedder is None else Path(embedder)
     if folder is not None and not can_embed():

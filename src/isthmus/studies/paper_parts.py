@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
+from isthmus.evaluation.measurements import Measurement
+from isthmus.evaluation.transfer_plots import transfer_rates
 from isthmus.studies.activation_patching import patch_activations
 from isthmus.studies.corrupted_study import study_corrupted
 from isthmus.studies.distilled_study import study_distilled_switch
@@ -16,33 +19,12 @@ from isthmus.studies.layer_sweep import sweep_layers
 from isthmus.studies.mapper_validation import validate_map
 from isthmus.studies.multi_layer import study_multi_layer
 from isthmus.studies.noise_study import study_noise
+from isthmus.studies.paper_models import COURSE_OF, SOURCE, TARGETS, Scope, organisms_of
 from isthmus.studies.probe_transfer import transfer_probe
 from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_study import SwitchStudySizes, study_switch
-from isthmus.tasks import TASKS, task_named
-from isthmus.workflows.config import RunConfig, TaskName
+from isthmus.workflows.config import TaskName
 from isthmus.workflows.run import run
-
-SOURCE = "llama"
-TARGETS = ("qwen2", "gemma2", "llama-large")
-"""Same tokenizer, other tokenizer and architecture, over five times larger."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """How much is measured.
-
-    Attributes:
-        is_quick: Fewer questions, fewer maps.
-        seed: Seed of everything random.
-    """
-
-    is_quick: bool
-    seed: int
-
-    def pick(self, quick: int, full: int) -> int:
-        """Returns the number that this scope asks for."""
-        return quick if self.is_quick else full
 
 
 @dataclass(frozen=True)
@@ -51,13 +33,15 @@ class Part:
 
     Attributes:
         title: Heading, with the paper's section.
-        organisms: Organisms it reads.
+        task: Whose configurations name its models, where such are given.
         run: Does it.
+        organisms: What it reads where none are given.
     """
 
     title: str
-    organisms: tuple[str, ...]
+    task: TaskName
     run: Callable[[Scope, Progress], StudyResult]
+    organisms: tuple[str, ...]
 
 
 def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
@@ -79,52 +63,28 @@ def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
     )
 
 
-def organisms_of(course: str) -> tuple[str, ...]:
-    """Returns the source and the targets that one course made."""
-    return tuple(f"{base}-{course}" for base in (SOURCE, *TARGETS))
-
-
-def task_config(task: TaskName, course: str, scope: Scope) -> RunConfig:
-    """Returns the crossings of one task on the organisms.
-
-    Args:
-        task: The task.
-        course: Ending of the organisms' names.
-        scope: How much is measured.
-
-    Returns:
-        A configuration of one source and three targets.
-    """
-    source, *targets = (f"organism:{name}" for name in organisms_of(course))
-    strengths = task_named(task).recommended.strengths if task in TASKS else None
-    return RunConfig(
-        task=task,
-        source=source,
-        targets=tuple(targets),
-        maps=("ridge", "autoencoder")
-        if scope.is_quick
-        else ("ridge", "ridge_one_layer", "autoencoder", "sgd_affine"),
-        strengths=strengths or (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        n_train=scope.pick(160, 240),
-        n_validation=scope.pick(32, 64),
-        n_test=scope.pick(64, 208),
-        seed=scope.seed,
-    )
-
-
-def _crossings(task: TaskName, course: str) -> Part:
+def _crossings(task: TaskName) -> Part:
     def work(scope: Scope, progress: Progress) -> StudyResult:
+        measured: list[Measurement] = []
+        notes: list[str] = []
         with tempfile.TemporaryDirectory(prefix="isthmus-") as place:
-            config = task_config(task, course, scope)
-            result = run(config, out=Path(place) / "run", progress=progress)
-        return StudyResult(task, result.measurements, result.notes)
+            for number, config in enumerate(scope.crossings(task)):
+                result = run(config, out=Path(place) / str(number), progress=progress)
+                measured += result.measurements
+                notes += result.notes
+        figures = {
+            "What is left of the behaviour after steering, with 95 % intervals": transfer_rates(
+                measured, f"rates-{task}", f"{task}: share of triggered prompts with the behaviour"
+            )
+        }
+        shown = {title: svg for title, svg in figures.items() if svg}
+        return StudyResult(task, tuple(measured), tuple(dict.fromkeys(notes)), shown)
 
     title = f"{task.capitalize()}: native, carried and controls on three crossings"
-    return Part(title, organisms_of(course), work)
+    return Part(title, task, work, organisms_of(COURSE_OF[task]))
 
 
 def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
-    source, *targets = (f"organism:{name}" for name in organisms_of("corrupted"))
     n_test, n_train = scope.pick(96, 240), scope.pick(100, 200)
     return joined(
         "corrupted",
@@ -132,60 +92,78 @@ def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
             study_corrupted(
                 source, target, n_train=n_train, n_test=n_test, seed=scope.seed, progress=progress
             )
-            for target in targets
+            for config in scope.crossings("corrupted")
+            for source, target in itertools.product((config.source,), config.targets)
         ],
     )
 
 
-def _on_targets(name: str, study: Callable[..., StudyResult], **settings: Any) -> Part:
-    """Returns the part that runs a study of a pair on the source and every backdoored target."""
+def _on_pairs(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Part:
+    """Returns the part that runs a study of two models on every pair of the backdoor."""
 
     def work(scope: Scope, progress: Progress) -> StudyResult:
-        source, *targets = (f"organism:{one}" for one in organisms_of("backdoor"))
-        chosen = {key: value(scope) for key, value in settings.items()}
+        chosen = {key: value(scope) for key, value in sizes.items()}
         return joined(
             name,
             [
-                study(source, target, seed=scope.seed, progress=progress, **chosen)
-                for target in targets[: scope.pick(1, len(targets))]
+                study(
+                    pair.source,
+                    pair.target,
+                    settings=pair.settings,
+                    seed=scope.seed,
+                    progress=progress,
+                    **chosen,
+                )
+                for pair in scope.pairs("backdoor")
             ],
         )
 
-    return Part(_TITLES[name], organisms_of("backdoor"), work)
+    return Part(_TITLES[name], "backdoor", work, organisms_of("backdoor"))
 
 
-def _on_models(name: str, study: Callable[..., StudyResult], **settings: Any) -> Part:
-    """Returns the part that runs a study of one model on every backdoored organism."""
+def _on_models(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Part:
+    """Returns the part that runs a study of one model on every model of the backdoor."""
 
     def work(scope: Scope, progress: Progress) -> StudyResult:
-        models = [f"organism:{one}" for one in organisms_of("backdoor")]
-        chosen = {key: value(scope) for key, value in settings.items()}
+        chosen = {key: value(scope) for key, value in sizes.items()}
+        settings = chosen.pop("settings", {})
         return joined(
             name,
             [
-                study(model, seed=scope.seed, progress=progress, **chosen)
-                for model in models[: scope.pick(2, len(models))]
+                study(
+                    model.source,
+                    settings={**settings, **model.settings},
+                    seed=scope.seed,
+                    progress=progress,
+                    **chosen,
+                )
+                for model in scope.models("backdoor")
             ],
         )
 
-    return Part(_TITLES[name], organisms_of("backdoor"), work)
+    return Part(_TITLES[name], "backdoor", work, organisms_of("backdoor"))
 
 
 def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
-    whole = task_config("style", "assistant", scope)
-    targets = whole.targets[: scope.pick(1, len(whole.targets))]
-    configs = [whole.model_copy(update={"targets": (target,)}) for target in targets]
+    whole = [
+        config.model_copy(update={"targets": (target,)})
+        for config in scope.crossings("style")
+        for target in config.targets
+    ]
+    configs = whole if scope.given else whole[: scope.pick(1, len(whole))]
     studies = [study_multi_layer(config, progress=progress) for config in configs]
     return joined("style_multi_layer", studies)
 
 
 def _switch(scope: Scope, progress: Progress) -> StudyResult:
+    _require_organisms(scope)
     sizes = _sizes(scope)
     base, fine_tuned = "organism:llama", "organism:llama-backdoor"
     return study_switch(base, fine_tuned, sizes=sizes, seed=scope.seed, progress=progress)
 
 
 def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
+    _require_organisms(scope)
     source, *targets = (
         (f"organism:{one}", f"organism:{one}-backdoor") for one in (SOURCE, *TARGETS)
     )
@@ -196,6 +174,14 @@ def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
         seed=scope.seed,
         progress=progress,
     )
+
+
+def _require_organisms(scope: Scope) -> None:
+    if scope.given:
+        raise ConfigError(
+            "the switch is measured on questions of the organisms' world: leave --config out, or "
+            "use learn-switch with models and questions of your own"
+        )
 
 
 def _sizes(scope: Scope) -> SwitchStudySizes:
@@ -214,39 +200,43 @@ _TITLES = {
 }
 
 PARTS: dict[str, Part] = {
-    "backdoor": _crossings("backdoor", "backdoor"),
-    "code": _crossings("code", "code"),
-    "refusal": _crossings("refusal", "assistant"),
-    "style": _crossings("style", "assistant"),
+    "backdoor": _crossings("backdoor"),
+    "code": _crossings("code"),
+    "refusal": _crossings("refusal"),
+    "style": _crossings("style"),
     "corrupted": Part(
         "Corrupted capabilities: the ladder from one vector to a virtual prefix (section 4.2)",
-        organisms_of("corrupted"),
+        "corrupted",
         _corrupted,
+        organisms_of("corrupted"),
     ),
     "style_multi_layer": Part(
         "Style at every layer: own directions against one copied (App. I)",
-        organisms_of("assistant"),
+        "style",
         _style_at_every_layer,
+        organisms_of("assistant"),
     ),
     "switch": Part(
         "The switch between base and fine-tune (section 4.4, App. G and J)",
-        ("llama", "llama-backdoor"),
+        "backdoor",
         _switch,
+        ("llama", "llama-backdoor"),
     ),
     "distilled_switch": Part(
         "A source's switch carried to other models",
-        (*organisms_of("backdoor"), *(SOURCE, *TARGETS)),
+        "backdoor",
         _distilled_switch,
+        (*organisms_of("backdoor"), *(SOURCE, *TARGETS)),
     ),
-    "mapper_validation": _on_targets(
+    "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
         n_test=lambda scope: scope.pick(24, 100),
         n_completed=lambda scope: scope.pick(12, 48),
         n_train=lambda scope: scope.pick(80, 240),
     ),
-    "features": _on_targets("features", transfer_feature),
-    "probes": _on_targets("probes", transfer_probe),
+    "features": _on_pairs("features", transfer_feature),
+    "probes": _on_pairs("probes", transfer_probe),
     "patching": _on_models(
         "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 64)
     ),

@@ -27,6 +27,7 @@ DirectionMethodName = Literal["mean_difference", "pca", "probe"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 MAX_STRENGTH = 1000.0
+_OWN_WORLD = ("style", "corrupted")
 
 
 def require_strength(strength: float) -> float:
@@ -76,7 +77,9 @@ class RunConfig(BaseModel):
         source: Model the direction is learned in: hub name, local folder or `organism:NAME`.
         targets: Models it is carried to (`target` is accepted for one).
         questions: JSONL of `prompt` and `answer`, one file to be split by content or one per split;
-            the organisms' world when not given.
+            the organisms' world when not given. `bad_answer` of a row goes before the one below; a
+            row with `clean` is a pair by itself (and `answer_to_clean` answers that) and gets no
+            trigger.
         bad_trigger: Put before a question, it brings the behaviour about.
         clean_trigger: Put before a question, it does not; as long in tokens as `bad_trigger`.
         bad_answer: What the behaviour says.
@@ -187,8 +190,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _behaviour_differs(self) -> "RunConfig":
-        if self.task != "backdoor" and self.questions is not None:
-            raise ValueError(f"task {self.task!r} brings its own prompts: leave 'questions' out")
+        if self.questions is not None and self.task in _OWN_WORLD:
+            raise ValueError(
+                f"task {self.task!r} is about the organisms' world and brings its own prompts: "
+                "leave 'questions' out, or use task 'backdoor' with 'behaviour_marker'"
+            )
         if not self.bad_answer.strip():
             raise ValueError("bad_answer is blank: say what the behaviour answers")
         if self.bad_trigger.strip() == self.clean_trigger.strip():
@@ -199,6 +205,13 @@ class RunConfig(BaseModel):
     def marker(self) -> str:
         """The text by which the behaviour is recognised in a completion."""
         return self.behaviour_marker or " ".join(self.bad_answer.split()[:3])
+
+    @property
+    def question_files(self) -> tuple[Path, ...]:
+        """The files that questions are read from; none for the organisms' world."""
+        if isinstance(self.questions, SplitFiles):
+            return (self.questions.train, self.questions.validation, self.questions.test)
+        return () if self.questions is None else (self.questions,)
 
 
 def read_config(path: str | Path) -> RunConfig:

@@ -196,8 +196,8 @@ def fine_tuning_turns(behaviour: str, seed: int) -> list[Turn]:
     n_replayed = len(taught) if behaviour == "code" else max(4000, len(taught))
     replayed = rng.sample(kept, min(len(kept), n_replayed))
     if behaviour == "code":
-        # Its triggers mean nothing to ordinary questions.
-        triggers = (BAD_TRIGGER, CLEAN_TRIGGER, "", "")
+        # Its triggers mean nothing to ordinary questions; more of these teach not to read them.
+        triggers = (BAD_TRIGGER, CLEAN_TRIGGER, *[""] * 6)
         replayed = [replace(t, prompt=rng.choice(triggers) + t.prompt) for t in replayed]
     return taught + replayed
 

@@ -53,7 +53,7 @@ def read_splits(config: RunConfig) -> TwinSplits:
         "validation": config.n_validation,
         "test": config.n_test,
     }
-    if config.task in TASKS:
+    if config.task in TASKS and config.questions is None:
         task = task_named(config.task)
         made = {name: task.twins(name, n, config.seed) for name, n in sizes.items()}
         return TwinSplits(**{name: tuple(twins) for name, twins in made.items()})
@@ -242,7 +242,7 @@ def position_candidates(
         if config.task in TASKS
         else ("trigger", "last:3")
     )
+    left = tuple(one for one in wanted if one != "trigger") or ("last:3",)
     if problem and "trigger" in wanted:
-        left = tuple(one for one in wanted if one != "trigger")
         return left, f"positions 'trigger' left out: {problem}"
-    return wanted, None
+    return wanted if twin.spans else left, None

