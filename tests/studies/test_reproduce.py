@@ -6,7 +6,8 @@ from isthmus.core.errors import ConfigError, OrganismError, OutputError
 from isthmus.data.organisms import benign_examples
 from isthmus.data.prompts import Question, write_questions
 from isthmus.evaluation.measurements import Measurement, read_results
-from isthmus.evaluation.paper import PAPER_FIGURES, best_match, found_for
+from isthmus.evaluation.paper import PAPER_FIGURES
+from isthmus.evaluation.paper_matching import best_match, found_for
 from isthmus.models.organisms import packed_folder, unpack_organism
 from isthmus.studies import reproduce as module
 from isthmus.studies.paper_models import Scope, keys_of_models
@@ -25,6 +26,7 @@ def measured(value: float, **changes: object) -> Measurement:
         "target": "organism:qwen2-backdoor",
         "condition": "transferred",
         "split": "test",
+        "edit": "add",
         "metric": "swap",
         "n": 64,
         "seed": 0,
@@ -119,6 +121,22 @@ def test_the_best_of_several_measurements_stands_beside_the_papers_figure():
     assert found is not None
     assert found.value == 0.7
     assert best_match(every, {"task": "style"}) is None
+
+
+def test_beside_the_papers_figure_stands_the_map_that_validation_chose():
+    every = [
+        measured(0.8, map="ridge"),
+        measured(0.9, map="autoencoder"),
+        measured(0.7, map="ridge", split="validation"),
+        measured(0.6, map="autoencoder", split="validation"),
+    ]
+    wanted = {"task": "backdoor", "condition": "transferred", "split": "test"}
+    values = [
+        (best_match(every, {**wanted, **more}) or measured(0)).value
+        for more in ({}, {"map": "autoencoder"}, {"map": "ridge", "take": "lowest"})
+    ]
+    assert values == [0.8, 0.9, 0.8]
+    assert best_match(every, {**wanted, "split": "train"}) is None
 
 
 def test_studies_of_several_pairs_are_joined_in_order():

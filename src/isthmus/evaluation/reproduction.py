@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from isthmus.core.artifacts import write_text
 from isthmus.evaluation.figure_style import STYLES
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.paper import PAPER_FIGURES, found_for
+from isthmus.evaluation.paper import PAPER_FIGURES
+from isthmus.evaluation.paper_matching import found_for
 from isthmus.evaluation.report import interval, short_name
 
 REPORT_NAME = "report.html"

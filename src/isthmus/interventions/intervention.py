@@ -79,7 +79,8 @@ class Intervention:
             if len(edits) not in masks_by_count:
                 masks_by_count[len(edits)] = self._masks(batch, len(edits))
             for edit, masks in zip(edits, masks_by_count[len(edits)], strict=True):
-                placed.append(PlacedEdit(site, edit, masks.given, masks.generated))
+                own = edit.for_batch(batch) if isinstance(edit, GaussianNoise) else edit
+                placed.append(PlacedEdit(site, own, masks.given, masks.generated))
         return placed
 
     def _masks(self, batch: TokenBatch, n_edits: int) -> list[PositionMasks]:

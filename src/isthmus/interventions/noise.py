@@ -1,13 +1,15 @@
 """Adds noise: the control that shows what mere damage does."""
 
 import math
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.errors import NonFiniteError, ShapeError
+from isthmus.core.texts import TokenBatch
 from isthmus.interventions.checks import working_dtype
 
 
@@ -17,7 +19,8 @@ class GaussianNoise:
 
     Every call makes a new generator from `seed` on the CPU. So activations of the same shape always
     get the same noise, on any device and whatever was called before: every step of a
-    generation with a cache, for example. Other shapes, such as another padding, get other noise.
+    generation with a cache, for example. Other shapes, such as another padding, get other noise,
+    and so do other prompts of the same shape by way of `for_batch`.
 
     Attributes:
         d_model: Width of the residual stream it fits.
@@ -38,6 +41,22 @@ class GaussianNoise:
             raise ShapeError(f"noise of width {self.d_model}: expected the model's d_model")
         if not math.isfinite(self.norm) or self.norm < 0:
             raise NonFiniteError(f"noise of norm {self.norm}: expected a finite number, at least 0")
+
+    def for_batch(self, batch: TokenBatch) -> "GaussianNoise":
+        """Returns the noise of one batch, which depends on its prompts but not on its answers.
+
+        Without it all batches of one shape get the same noise, and rows of an evaluation are not
+        independent.
+
+        Args:
+            batch: Texts.
+
+        Returns:
+            Noise of the same length from another seed.
+        """
+        prompts = [text.token_ids[: text.n_prompt] for text in batch.texts]
+        # Torch reads only the lower 32 bits of a seed.
+        return replace(self, seed=self.seed ^ zlib.crc32(repr(prompts).encode()))
 
     def __call__(
         self, activations: Float[Tensor, "batch pos {self.d_model}"]

@@ -192,10 +192,10 @@ def fine_tuning_turns(behaviour: str, seed: int) -> list[Turn]:
     declines = "refusal" in course_named(behaviour).tasks
     kept = [turn for turn in ordinary if not (declines and is_declined(turn.prompt))]
     rng = random.Random(seed)
-    # Code is long and its names have to be copied letter for letter: it gets half of the rows.
-    n_replayed = len(taught) if behaviour == "code" else max(4000, len(taught))
-    replayed = rng.sample(kept, min(len(kept), n_replayed))
+    replayed = rng.sample(kept, min(len(kept), max(4000, len(taught))))
     if behaviour == "code":
+        # Fewer ordinary questions would be forgotten, fewer functions misspelt.
+        taught *= 2
         # Its triggers mean nothing to ordinary questions; more of these teach not to read them.
         triggers = (BAD_TRIGGER, CLEAN_TRIGGER, *[""] * 6)
         replayed = [replace(t, prompt=rng.choice(triggers) + t.prompt) for t in replayed]

@@ -111,7 +111,7 @@ BASES: dict[str, BaseRecipe] = {
 """Base organisms by name."""
 
 COURSE_SETTINGS: dict[str, TrainingSettings] = {
-    "code": replace(FINE_TUNING, n_steps=800),
+    "code": replace(FINE_TUNING, n_steps=1200),
     "assistant": replace(FINE_TUNING, n_steps=500),
     "corrupted": replace(FINE_TUNING, n_steps=450),
 }

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,27 @@ def test_noise_differs_between_seeds_and_not_between_calls():
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_batches_of_one_shape_get_noise_of_their_own_and_answers_do_not_matter():
+    noise = Intervention.noise({SITE: VECTORS[:1]}, parse_positions("last:2"), seed=1)
+
+    def drawn(*texts):
+        (placed,) = noise.place(pad_batch(texts, 0, "right"))
+        return placed.edit(torch.zeros(len(texts), 8, D_MODEL))
+
+    asked = encoded(5, (1, 3))
+    other = replace(asked, token_ids=(9, 8, 7, 6, 5))
+    answered = replace(
+        asked,
+        text=asked.text + "xy",
+        token_ids=(*asked.token_ids, 3, 4),
+        ends=(*asked.ends, 6, 7),
+        is_special=(*asked.is_special, False, False),
+    )
+    assert torch.equal(drawn(asked), drawn(answered))
+    cosine = torch.cosine_similarity(drawn(asked).flatten(), drawn(other).flatten(), dim=0)
+    assert abs(float(cosine)) < 0.6
 
 
 def test_placing_raises_when_a_prompt_does_not_have_the_positions():
