@@ -75,6 +75,8 @@ def test_a_part_that_cannot_run_is_reported_and_the_others_are_there(counted, tm
     assert "no organism &#39;llama-missing&#39;" in page
     assert "it was small" in page
     assert "<svg></svg>" in page
+    picture = (result.folder / "figures" / "small-1.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg><style>")
     assert "Quick run" in page
     assert json.loads((result.folder / "provenance.json").read_text())["seed"] == 0
     assert counted == [Scope(is_quick=True, seed=0)]

@@ -45,6 +45,7 @@ STYLES: Mapping[str, ConditionStyle] = {
 
 INK, RULE = "#1b1f23", "#d8d8d4"
 """Text and lines, and the grid; the page's own ink and rule stand in for them."""
+_DARK_INK, _DARK_RULE = "#e8eaec", "#3a3f44"
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -125,3 +126,23 @@ def svg_text(figure: Figure, name: str, title: str, description: str) -> str:
         f'<title id="{name}-title">{html.escape(title)}</title>'
         f'<desc id="{name}-description">{html.escape(description)}</desc>{inside}'
     )
+
+
+def svg_file(svg: str) -> str:
+    """Returns a figure as a file of its own, readable on light and on dark pages.
+
+    Args:
+        svg: As `svg_text` returns it.
+
+    Returns:
+        The same element with the colours that a page would give it.
+    """
+    dark = " ".join(
+        f"--{condition.replace('_', '-')}: {style.dark};" for condition, style in STYLES.items()
+    )
+    style = (
+        f"<style>svg {{ color: {INK}; }} @media (prefers-color-scheme: dark) "
+        f"{{ svg {{ color: {_DARK_INK}; --rule: {_DARK_RULE}; {dark} }} }}</style>"
+    )
+    start, rest = svg.split(">", 1)
+    return f"{start}>{style}{rest}\n"

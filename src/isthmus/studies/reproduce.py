@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.core.artifacts import atomic_folder, sha256_of_file, write_json
+from isthmus.core.artifacts import atomic_folder, sha256_of_file, write_json, write_text
 from isthmus.core.errors import ConfigError, IsthmusError, OutputError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
+from isthmus.evaluation.figure_style import svg_file
 from isthmus.evaluation.measurements import write_results
 from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
 from isthmus.studies.paper_models import Scope, keys_of_models
@@ -53,8 +54,8 @@ def reproduce(
 ) -> Reproduction:
     """Runs every task and study of arXiv 2503.04429 on the shipped organisms, or on other models.
 
-    Writes `results.jsonl`, `provenance.json` and `report.html`; the folder appears when all of
-    it is there.
+    Writes `results.jsonl`, `provenance.json`, `figures/` and `report.html`; the folder appears when
+    all of it is there.
 
     Args:
         what: `paper`.
@@ -107,6 +108,9 @@ def reproduce(
     with atomic_folder(place, replace=True) as folder:
         write_results(folder / "results.jsonl", [m for part in parts for m in part.measurements])
         write_json(folder / "provenance.json", {**provenance, **settings})
+        for part in parts:
+            for number, svg in enumerate(part.figures.values(), start=1):
+                write_text(folder / "figures" / f"{part.name}-{number}.svg", svg_file(svg))
         render_reproduction(folder, parts, settings, provenance)
     return Reproduction(place, place / "report.html", tuple(parts))
 
