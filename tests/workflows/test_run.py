@@ -16,6 +16,7 @@ from isthmus.evaluation.measurements import CONDITIONS, Measurement, read_result
 from isthmus.maps.files import load_map
 from isthmus.models.organisms import cache_folder
 from isthmus.workflows.config import read_config
+from isthmus.workflows.inspect import inspect
 from isthmus.workflows.run import RunResult, run
 
 CONTRACT = [
@@ -166,6 +167,36 @@ def test_artifacts_of_a_run_load_again_and_know_their_models(result: RunResult):
         carried = load_direction(artifacts / f"transferred-{method}")
         assert carried.model.is_same_model(native.model)
         assert carried.sites == (fitted.target_site,)
+
+
+def test_a_carried_direction_is_certified_with_what_was_measured(result: RunResult):
+    folder = result.folder / "artifacts" / "transferred-ridge"
+    certificate = load_direction(folder).certificate
+    assert certificate is not None
+    assert load_direction(folder.parent / "native-direction").certificate is None
+    (swap,) = [m for m in on_test(result, "transferred", "swap") if m.map == "ridge"]
+    said = certificate.behaviour["swap"]
+    assert (said.value, said.low, said.high, said.n) == (
+        swap.value,
+        swap.ci_low,
+        swap.ci_high,
+        swap.n,
+    )
+    assert certificate.setting == {
+        "edit": swap.edit,
+        "positions": swap.positions,
+        "strength": swap.strength,
+    }
+    native = value(result, "native", "swap")
+    assert certificate.behaviour["swap of the native direction"].value == native
+    best = certificate.behaviour["swap of the best control"].value
+    controls = [m.value for c in ("random", "noise") for m in on_test(result, c, "swap")]
+    assert best is not None
+    assert best >= max(v for v in controls if v is not None)
+    assert certificate.damage.keys() == {"benign_kl", "benign_accuracy", "false_trigger_rate"}
+    assert certificate.norms["states"] > 0
+    assert len(certificate.corpus["sha256"]) == 64
+    assert inspect(folder)["certificate"]["behaviour"]["swap"]["value"] == swap.value
 
 
 def test_the_report_is_one_file_that_opens_without_a_network(result: RunResult):

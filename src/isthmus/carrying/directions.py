@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isthmus.core.certificate import Certificate
 from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.sites import Site
@@ -43,7 +44,8 @@ def carry_direction(
 
     Returns:
         Direction of `fitted.target` at `fitted.target_site`, with the same method, positions and
-        pooling. Its provenance tells rule, map, quality and origin.
+        pooling. Its provenance tells rule, map, quality and origin; its certificate, that nothing
+        was measured yet.
 
     Raises:
         ConfigError: If there is no such rule, or `linear` is asked of a map that is not affine.
@@ -57,9 +59,18 @@ def carry_direction(
     if rule not in get_args(TransferRule):
         raise ConfigError(f"no rule {rule!r}: use one of {', '.join(get_args(TransferRule))}")
     used = _resolved(rule, fitted.map)
-    joined = _joined(direction, fitted.source_sites)
+    carried = _carried(_joined(direction, fitted.source_sites), fitted.map, used)
+    certificate = Certificate(
+        source=direction.model,
+        target=fitted.target,
+        source_sites=tuple(str(site) for site in fitted.source_sites),
+        target_site=str(fitted.target_site),
+        map_method=fitted.map.method,
+        map_quality=asdict(fitted.quality),
+        norms={"vectors": carried.norms.tolist()},
+    )
     return Direction(
-        by_site={fitted.target_site: _carried(joined, fitted.map, used)},
+        by_site={fitted.target_site: carried},
         model=fitted.target,
         method=direction.method,
         positions=direction.positions,
@@ -72,6 +83,7 @@ def carry_direction(
             "source_sites": [str(site) for site in fitted.source_sites],
             "source_provenance": direction.provenance,
         },
+        certificate=certificate,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isthmus.core.certificate import Certificate
 from isthmus.core.errors import DataError, FitError, NonFiniteError, ShapeError, SiteError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.sites import Site, parse_site
@@ -114,8 +115,10 @@ class Direction:
         positions: Selector of the tokens that were read: `last:3`, `trigger` …
         pooled: Whether one vector serves all positions.
         provenance: JSON values: prompts, seeds, the map it came through.
+        certificate: What is known about a carried direction; None of one that was learned here.
 
     Raises:
+        IdentityError: If the certificate is about another model.
         SiteError: If there is no site or the model does not have one of them.
         ShapeError: If a width is not the model's, or sites differ in positions or prompts.
     """
@@ -126,8 +129,11 @@ class Direction:
     positions: str
     pooled: bool
     provenance: dict[str, Any] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
+        if self.certificate is not None:
+            self.certificate.require_target(self.model)
         if not self.by_site:
             raise SiteError("a direction needs at least one site, got none: name a layer")
         for site, one in self.by_site.items():

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from isthmus.core.artifacts import Artifact, read_artifact, write_artifact
+from isthmus.core.certificate import Certificate
 from isthmus.core.errors import ArtifactError, DataError, FitError, SiteError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.sites import Site, parse_sites
@@ -29,6 +32,7 @@ def save_direction(path: Path, direction: Direction) -> None:
         "positions": direction.positions,
         "pooled": direction.pooled,
         "provenance": direction.provenance,
+        "certificate": direction.certificate and direction.certificate.to_json(),
     }
     # safetensors refuses tensors that share memory, such as means that are views of one tensor.
     tensors = {
@@ -42,7 +46,8 @@ def save_direction(path: Path, direction: Direction) -> None:
 def load_direction(path: Path) -> Direction:
     """Reads a direction that `save_direction` wrote.
 
-    Refuses widths that do not fit together (`ShapeError`), NaN and infinity (`NonFiniteError`).
+    Refuses widths that do not fit together (`ShapeError`), NaN and infinity (`NonFiniteError`), and
+    a certificate about another model (`IdentityError`).
 
     Args:
         path: Folder to read.
@@ -51,25 +56,44 @@ def load_direction(path: Path) -> Direction:
         A direction with bit for bit the saved tensors.
 
     Raises:
-        ArtifactError: If it is missing, damaged, newer than this version, or not a direction.
+        ArtifactError: If it is missing, damaged, newer than this version, not a direction, or not
+            the one that its certificate is about.
     """
     artifact = read_artifact(path, KIND)
     fields = artifact.fields
     try:
         model = ModelIdentity.from_json(fields["model"])
         sites = parse_sites(fields["sites"], model.n_layers)
-        return Direction(
+        # Files of versions before certificates have none.
+        certificate = fields.get("certificate")
+        direction = Direction(
             by_site={site: _site_direction(artifact, site) for site in sites},
             model=model,
             method=fields["method"],
             positions=fields["positions"],
             pooled=fields["pooled"],
             provenance=fields["provenance"],
+            certificate=certificate and Certificate.from_json(certificate),
         )
     except (KeyError, TypeError, ValueError, SiteError, DataError, FitError) as error:
         raise ArtifactError(
             f"{path} is not a whole direction ({type(error).__name__}: {error}): learn it again"
         ) from error
+    _require_certified_norms(path, direction)
+    return direction
+
+
+def _require_certified_norms(path: Path, direction: Direction) -> None:
+    """Refuses vectors that are not as long as the certificate says."""
+    if direction.certificate is None or "vectors" not in direction.certificate.norms:
+        return
+    said = torch.tensor(direction.certificate.norms["vectors"], dtype=torch.float64)
+    found = torch.cat([norms.double() for norms in direction.norms.values()])
+    if said.shape != found.shape or not torch.allclose(said, found, rtol=1e-4):
+        raise ArtifactError(
+            f"{path} holds vectors of norms {found.tolist()}, its certificate is about "
+            f"{said.tolist()}: carry the direction again"
+        )
 
 
 def _site_direction(artifact: Artifact, site: Site) -> SiteDirection:

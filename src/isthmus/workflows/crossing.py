@@ -22,6 +22,7 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
+from isthmus.workflows.certifying import Certifier
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.controls import control_arms
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
@@ -145,6 +146,7 @@ class Crossing:
         arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
         self._note_limits(scored[best], tested.measurements)
+        certifier = Certifier(self.config, self.texts[0], tested.measurements, rows["train"].target)
         quality = [
             one
             for method, fitted in maps.items()
@@ -156,7 +158,10 @@ class Crossing:
             completions={"source": names[0], "target": names[1], "rows": tested.rows},
             source_direction=sources[positions],
             native_direction=_direction_of(native.arm),
-            transferred={method: _direction_of(one.arm) for method, one in scored.items()},
+            transferred={
+                method: certifier.certified(one.arm, _direction_of(one.arm))
+                for method, one in scored.items()
+            },
             maps={method: fitted for method, fitted in maps.items() if method in scored},
             best_map=best,
             chosen=scored[best].arm,

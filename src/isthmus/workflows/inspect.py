@@ -5,6 +5,7 @@ from typing import Any
 
 from isthmus.core.artifacts import MANIFEST_NAME, read_artifact
 from isthmus.core.errors import ArtifactError
+from isthmus.directions.files import KIND, load_direction
 from isthmus.evaluation.measurements import read_results
 from isthmus.models.language_model import load_language_model
 
@@ -34,6 +35,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 def _artifact(folder: Path) -> dict[str, Any]:
     artifact = read_artifact(folder)
+    if artifact.kind == KIND:
+        # Checks what only the whole can show, such as its certificate.
+        load_direction(folder)
     shapes = {name: list(tensor.shape) for name, tensor in artifact.tensors.items()}
     fields = {key: value for key, value in artifact.fields.items() if key not in _LONG}
     return {"kind": artifact.kind, **fields, "tensors": shapes}

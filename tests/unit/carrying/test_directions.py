@@ -6,9 +6,9 @@ from tests.unit.directions.states import a_direction, identity_of
 from tests.unit.maps.pairs import linear_pairs, moments_of, random_weight, seeded
 
 from isthmus.carrying import carry_direction, cosine
-from isthmus.core.errors import ConfigError, FitError, IdentityError, SiteError
+from isthmus.core.errors import ArtifactError, ConfigError, FitError, IdentityError, SiteError
 from isthmus.core.sites import Site
-from isthmus.directions import METHODS
+from isthmus.directions import METHODS, load_direction, save_direction
 from isthmus.maps import (
     ActivationMap,
     AffineMap,
@@ -136,6 +136,28 @@ def test_a_carried_direction_tells_where_it_came_from():
     assert carried.provenance["source_sites"] == ["resid_post[2]"]
     assert carried.provenance["source_model"]["name"] == "small"
     assert carried.provenance["source_provenance"] == {"seed": 0}
+    certificate = carried.certificate
+    assert certificate is not None
+    assert not certificate.is_measured
+    assert (certificate.source, certificate.target) == (direction.model, carried.model)
+    assert (certificate.source_sites, certificate.target_site) == (
+        ("resid_post[2]",),
+        "resid_post[1]",
+    )
+    assert certificate.norms == {"vectors": carried.at(TARGET_SITE).norms.tolist()}
+
+
+def test_files_of_a_carried_direction_keep_its_certificate_and_must_fit_it(tmp_path):
+    carried = carry_direction(a_direction(Site(2)), fitted_map(affine_map(), Site(2)))
+    save_direction(tmp_path / "kept", carried)
+    assert load_direction(tmp_path / "kept").certificate == carried.certificate
+    one = carried.at(TARGET_SITE)
+    longer = replace(carried, by_site={TARGET_SITE: replace(one, vectors=2 * one.vectors)})
+    save_direction(tmp_path / "longer", longer)
+    with pytest.raises(ArtifactError, match="its certificate is about"):
+        load_direction(tmp_path / "longer")
+    with pytest.raises(IdentityError, match="the certificate is about large"):
+        replace(carried, model=identity_of("other", 4))
 
 
 def test_carrying_back_through_a_rotation_returns_the_direction():

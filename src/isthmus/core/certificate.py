@@ -1,0 +1,113 @@
+"""What is known about a carried artifact: where it comes from, how well it did, at what cost."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from isthmus.core.errors import ArtifactError, IdentityError
+from isthmus.core.identity import ModelIdentity
+
+
+@dataclass(frozen=True)
+class CertifiedNumber:
+    """One measured number.
+
+    Attributes:
+        value: None when it was undefined.
+        low: Lower end of the 95 % interval, where there is one.
+        high: Upper end.
+        n: Prompts behind it.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The evidence that travels with a carried direction.
+
+    `behaviour` and `damage` are empty when it was carried but not measured: a certificate never
+    says more than was done.
+
+    Attributes:
+        source: Model it was learned in.
+        target: Model it was carried to, the only one it may be used on.
+        source_sites: Where the map reads.
+        target_site: Where it belongs.
+        map_method: Which map.
+        map_quality: Held-out quality of the map, and how many pairs are behind it.
+        corpus: What the map was fitted on: number of texts, their hash, how tokens were paired.
+        setting: Edit, positions and strength that validation chose.
+        behaviour: Test-split numbers by name, the controls' and the native ones among them.
+        damage: Test-split numbers on benign prompts by name.
+        norms: Norm of every vector, and the root mean square norm of the target's own states there.
+        seed: Seed of everything random.
+        versions: Packages.
+        commit: Code, where it is known.
+    """
+
+    source: ModelIdentity
+    target: ModelIdentity
+    source_sites: tuple[str, ...]
+    target_site: str
+    map_method: str
+    map_quality: Mapping[str, float]
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    behaviour: Mapping[str, CertifiedNumber] = field(default_factory=dict)
+    damage: Mapping[str, CertifiedNumber] = field(default_factory=dict)
+    norms: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the behaviour was measured in the target."""
+        return bool(self.behaviour)
+
+    def require_target(self, model: ModelIdentity) -> None:
+        """Refuses a model that this certificate is not about.
+
+        Args:
+            model: Model that the artifact belongs to.
+
+        Raises:
+            IdentityError: If it is another one.
+        """
+        if not self.target.is_same_model(model):
+            raise IdentityError(
+                f"the certificate is about {self.target}, the artifact about {model}: carry it "
+                "again rather than edit its files"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Certificate":
+        """Reads what `to_json` wrote.
+
+        Args:
+            fields: Every field by name.
+
+        Returns:
+            The certificate that was written.
+
+        Raises:
+            ArtifactError: If a field is missing or unknown.
+        """
+        try:
+            numbers = {
+                group: {name: CertifiedNumber(**one) for name, one in fields[group].items()}
+                for group in ("behaviour", "damage")
+            }
+            models = {end: ModelIdentity.from_json(fields[end]) for end in ("source", "target")}
+            sites = {"source_sites": tuple(fields["source_sites"])}
+            return cls(**{**fields, **numbers, **models, **sites})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"not a certificate ({type(error).__name__}: {error})") from error

@@ -1,0 +1,96 @@
+"""Certificates of carried directions, from what a crossing measured."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.core.certificate import CertifiedNumber
+from isthmus.core.provenance import package_versions, source_commit
+from isthmus.core.texts import EncodedText
+from isthmus.directions.direction import Direction
+from isthmus.evaluation.measurements import Measurement
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.config import RunConfig
+
+_BEHAVIOUR = ("swap", "recovery", "behaviour_rate", "answer_accuracy")
+_DAMAGE = ("benign_kl", "benign_accuracy", "false_trigger_rate")
+_CONTROLS = ("random", "noise", "shuffled_map", "identity_map", "mean_ablation", "prompt_only")
+
+
+class Certifier:
+    """Writes the certificates of one crossing.
+
+    Args:
+        config: The run.
+        texts: What the maps were fitted on, as the source reads it.
+        tested: Measurements of the crossing.
+        target_states: The target's own states at the site of the maps.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        texts: Sequence[EncodedText],
+        tested: Sequence[Measurement],
+        target_states: Float[Tensor, "token d_model"],
+    ) -> None:
+        self.config = config
+        self.tested = [m for m in tested if m.split == "test"]
+        digest = hashlib.sha256("\n".join(text.text for text in texts).encode()).hexdigest()
+        self.corpus = {"n_texts": len(texts), "sha256": digest, "pairing": config.pairing}
+        mean_square = target_states.double().pow(2).sum(-1).mean()
+        self.state_norm = float(torch.sqrt(mean_square))
+
+    def certified(self, arm: Arm, direction: Direction) -> Direction:
+        """Returns a carried direction with everything that was measured of it.
+
+        Args:
+            arm: The arm as it was tested.
+            direction: The carried direction.
+
+        Returns:
+            The same direction; its certificate has behaviour, damage, setting and norms.
+        """
+        before = direction.certificate
+        if before is None:
+            return direction
+        mine = [m for m in self.tested if (m.condition, m.map) == ("transferred", arm.map_method)]
+        swaps = [m for m in self.tested if m.metric == "swap"]
+        beside = {
+            "swap of the native direction": [m for m in swaps if m.condition == "native"],
+            "swap of the best control": [m for m in swaps if m.condition in _CONTROLS],
+        }
+        behaviour = _numbers(mine, _BEHAVIOUR) | {
+            name: _number(max(found, key=_height)) for name, found in beside.items() if found
+        }
+        setting = {"edit": arm.edit, "positions": arm.positions, "strength": arm.strength}
+        certificate = replace(
+            before,
+            corpus=self.corpus,
+            setting=setting,
+            behaviour=behaviour,
+            damage=_numbers(mine, _DAMAGE),
+            norms={**before.norms, "states": self.state_norm},
+            seed=self.config.seed,
+            versions=package_versions(),
+            commit=source_commit(),
+        )
+        return replace(direction, certificate=certificate)
+
+
+def _numbers(measured: Sequence[Measurement], names: Sequence[str]) -> dict[str, CertifiedNumber]:
+    by_metric = {m.metric: m for m in measured}
+    return {name: _number(by_metric[name]) for name in names if name in by_metric}
+
+
+def _number(measured: Measurement) -> CertifiedNumber:
+    return CertifiedNumber(measured.value, measured.ci_low, measured.ci_high, measured.n)
+
+
+def _height(measured: Measurement) -> float:
+    return -math.inf if measured.value is None else measured.value
