@@ -16,14 +16,22 @@ class ResidualWriter:
 
     Attributes:
         name: Dotted path of the module in the model.
-        module: `nn.Linear` or transformers' `Conv1D` (whose weight is transposed).
-        is_exact: Whether its output itself is what is added; false where a norm stands between,
-            so that an edit of the stream is no edit of this matrix.
+        module: `nn.Linear`, `nn.Embedding`, transformers' `Conv1D` (whose weight is transposed) or
+            the experts of a mixture.
+        norm: The norm between it and the stream, if there is one.
+        scale: Factor between its output and what is added: 1 in most models; None where a norm
+            stands between or a gate decides it for every token.
     """
 
     name: str
     module: nn.Module
-    is_exact: bool
+    norm: nn.Module | None = None
+    scale: float | None = 1.0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an edit of the stream can be an edit of this matrix: no norm stands between."""
+        return self.norm is None
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class BlockLayout:
         attn: The module whose output attention adds to the residual stream, if there is one.
         mlp: The module whose output the feed-forward part adds to it, if there is one.
         writers: The matrices that write to the residual stream, attention's first.
-        has_all_writers: Whether both writers were found; a mixture of experts has no single one.
+        missing: What writes to the stream though no matrix was found for it, and where was looked;
+            empty when all writers were found.
         reason: Why `attn` and `mlp` are None; empty when they are not.
     """
 
@@ -45,8 +54,13 @@ class BlockLayout:
     attn: nn.Module | None
     mlp: nn.Module | None
     writers: tuple[ResidualWriter, ...]
-    has_all_writers: bool
+    missing: str
     reason: str
+
+    @property
+    def has_all_writers(self) -> bool:
+        """Whether every matrix that writes to the residual stream was found."""
+        return not self.missing
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class ModelLayout:
         embedding: Token embedding.
         embedding_scale: Factor between an embedding's row and block 0's input: 1 in most models;
             None where they differ by more, as with added positions or a norm.
+        stream_writers: The matrices whose rows begin the residual stream: the token embedding and
+            learned positions; none where they were not found.
         blocks: The decoder blocks, in order.
         final_norm: The norm between the last block and the head, if there is one.
         lm_head: Output projection to the vocabulary.
@@ -85,6 +101,7 @@ class ModelLayout:
     root: PreTrainedModel
     embedding: nn.Module
     embedding_scale: float | None
+    stream_writers: tuple[ResidualWriter, ...]
     blocks: tuple[BlockLayout, ...]
     final_norm: nn.Module | None
     lm_head: nn.Module

@@ -58,10 +58,11 @@ def test_writers_before_a_norm_are_not_exact_and_the_norm_makes_the_addition(fam
     assert "Norm" in type(block.attn).__name__
 
 
-def test_a_mixture_of_experts_is_said_to_lack_a_writer():
+def test_the_experts_of_a_mixture_are_one_writer():
     block = find_layout(tiny_network("mixtral")).blocks[0]
     assert block.mlp is not None
-    assert not block.has_all_writers
+    assert [w.name.split(".")[-1] for w in block.writers] == ["o_proj", "experts"]
+    assert block.has_all_writers
 
 
 @pytest.mark.parametrize("family", ["granite", "bloom"])
