@@ -8,6 +8,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,15 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ModelError, NonFiniteError, ShapeError
 from isthmus.core.sites import Site, Stream
-from isthmus.models.hooks import capturing
+from isthmus.models.biases import as_llama, switch_on_bias
+from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.layouts import ModelLayout, ResidualWriter
 from isthmus.models.probing import find_layout, probe_tokens
 from isthmus.models.writers import is_experts
 
 _ROUNDING = 64
+_SHARE_OF_EFFECT = 0.01
 
 
 def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> PreTrainedModel:
@@ -61,6 +65,137 @@ def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> Pr
     return model
 
 
+def bake_addition(
+    lm: LanguageModel, site: Site | str | int | float, vector: Float[Tensor, " d_model"]
+) -> PreTrainedModel:
+    """Adds a vector to the stream at one site and every position, as a bias.
+
+    The vector goes into the bias of the last matrix before the site, divided by the factor that the
+    model puts behind it; before the first block, into every row of the token embedding. A class
+    whose setting for biases is off gets it switched on. A Mistral without sliding windows or a
+    Qwen2, whose classes have no such setting, comes back as the Llama that computes the same.
+
+    Args:
+        lm: The model; left unchanged.
+        site: Where, in any spelling that `core.sites` accepts.
+        vector: What to add, strength included.
+
+    Returns:
+        A copy of the model that can be saved and loaded like any other.
+
+    Raises:
+        ModelError: If no class of transformers has a bias there, a norm or a gate stands between,
+            or weights are quantized or adapted; the message says which.
+        SiteError: If the model does not have the site.
+        ShapeError: If the vector does not fit the model.
+        NonFiniteError: If it holds NaN or infinity.
+    """
+    where = lm.site(site)
+    wide = _checked("vector", vector, lm)
+    plain, expected = _logits(lm.layout), _logits(lm.layout, _Shift(wide), where)
+    allowed = _SHARE_OF_EFFECT * (expected - plain).abs().max()
+    allowed += _ROUNDING * torch.finfo(lm.dtype).eps * expected.abs().max()
+    reasons: list[str] = []
+    for layout in _houses(lm, where):
+        for writer in _writers_before(layout, where):
+            model = copy.deepcopy(layout.root)
+            if reason := _shift(model, writer, wide, layout.embedding_scale):
+                reasons.append(reason)
+            elif (_logits(find_layout(model)) - expected).abs().max() <= allowed:
+                return model
+            else:
+                reasons.append(f"a bias of {writer.name} acts on more than {where}")
+    name = type(lm.model).__name__
+    why = "; ".join(dict.fromkeys(reasons)) or "no matrix that writes there was found"
+    raise ModelError(f"cannot bake an addition at {where} into {name}: {why}; {_ADVICE}")
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """Adds one vector."""
+
+    vector: Tensor
+
+    @property
+    def d_model(self) -> int:
+        return len(self.vector)
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        dtype = torch.promote_types(activations.dtype, torch.float32)
+        moved = activations.to(dtype) + self.vector.to(activations.device, dtype)
+        return moved.to(activations.dtype)
+
+
+def _houses(lm: LanguageModel, site: Site) -> Iterator[ModelLayout]:
+    """Yields the layouts of models that compute the same and may have a bias at the site."""
+    yield find_layout(copy_of(lm))
+    if site != Site(0, Stream.RESID_PRE) and (llama := as_llama(lm.model)) is not None:
+        yield find_layout(llama)
+
+
+def _writers_before(layout: ModelLayout, site: Site) -> tuple[ResidualWriter, ...]:
+    """Lists the writers whose bias may be an addition at a site, the likeliest first."""
+    if site == Site(0, Stream.RESID_PRE):
+        return layout.stream_writers
+    layer = site.layer - (site.stream is Stream.RESID_PRE)
+    writers = layout.blocks[layer].writers
+    if site.stream is Stream.ATTN_OUT:
+        return writers[:1]
+    last_first = writers[::-1]
+    return last_first[: len(writers) - 1] if site.stream is Stream.MLP_OUT else last_first
+
+
+def _shift(
+    model: PreTrainedModel, writer: ResidualWriter, vector: Tensor, embedding_scale: float | None
+) -> str:
+    """Puts a vector into the bias of one writer, in place; returns why it cannot, if so."""
+    module = model.get_submodule(writer.name)
+    if writer.norm:
+        return _shift_norm(model, writer, vector)
+    if writer.scale is None:
+        return f"a gate decides for every token how much of {writer.name} is added"
+    scale, bias = writer.scale, "bias"
+    if isinstance(module, nn.Embedding):
+        scale, bias = embedding_scale or writer.scale, "weight"
+    elif is_experts(module):
+        bias = "down_proj_bias"
+    else:
+        switch_on_bias(model, writer.name)
+    if not isinstance(getattr(module, bias, None), nn.Parameter):
+        return f"{writer.name} has no bias and {type(model).__name__} no setting that gives it one"
+    _add(module.get_parameter(bias), vector / scale)
+    return ""
+
+
+def _shift_norm(model: PreTrainedModel, writer: ResidualWriter, vector: Tensor) -> str:
+    name = writer.norm
+    norm = model.get_submodule(name)
+    bias = getattr(norm, "bias", None)
+    if not isinstance(bias, nn.Parameter):
+        return f"{writer.name} writes through {name} ({type(norm).__name__}), which has no bias"
+    _add(bias, vector)
+    return ""
+
+
+def _add(parameter: nn.Parameter, vector: Tensor) -> None:
+    wide = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+    parameter.data.copy_(wide + vector.to(wide))
+
+
+def _logits(layout: ModelLayout, edit: _Shift | None = None, site: Site | None = None) -> Tensor:
+    """Returns the logits of the probe, under an edit of every position if one is given."""
+    tokens = probe_tokens(layout.embedding)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool).cpu()
+    placed = []
+    if edit is not None and site is not None:
+        placed = [PlacedEdit(site, edit, everywhere, everywhere[:, 0])]
+    with editing(layout, placed), torch.no_grad():
+        mask = torch.ones_like(tokens)
+        made = layout.root(input_ids=tokens, attention_mask=mask, use_cache=False)
+    logits: Tensor = made.logits.double()
+    return logits
+
+
 def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
     """Lists every matrix that writes to the residual stream, the embedding's first.
 
@@ -85,11 +220,12 @@ def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
             raise ModelError(f"cannot bake into {name}: {block.missing}; {_ADVICE}")
     every = [*layout.stream_writers, *(w for block in layout.blocks for w in block.writers)]
     for writer in every:
-        if writer.norm is not None:
+        if writer.norm:
+            kind = type(layout.root.get_submodule(writer.norm)).__name__
             raise ModelError(
-                f"cannot bake an ablation into {name}: {writer.name} writes through "
-                f"{type(writer.norm).__name__}, which rescales by all coordinates, so that no "
-                f"change of the matrix is one of the stream; {_ADVICE}"
+                f"cannot bake an ablation into {name}: {writer.name} writes through {writer.norm} "
+                f"({kind}), which rescales by all coordinates, so that no change of the matrix is "
+                f"one of the stream; {_ADVICE}"
             )
     return tuple(every)
 

@@ -18,20 +18,20 @@ class ResidualWriter:
         name: Dotted path of the module in the model.
         module: `nn.Linear`, `nn.Embedding`, transformers' `Conv1D` (whose weight is transposed) or
             the experts of a mixture.
-        norm: The norm between it and the stream, if there is one.
+        norm: Dotted path of the norm between it and the stream; empty if there is none.
         scale: Factor between its output and what is added: 1 in most models; None where a norm
             stands between or a gate decides it for every token.
     """
 
     name: str
     module: nn.Module
-    norm: nn.Module | None = None
+    norm: str = ""
     scale: float | None = 1.0
 
     @property
     def is_exact(self) -> bool:
         """Whether an edit of the stream can be an edit of this matrix: no norm stands between."""
-        return self.norm is None
+        return not self.norm
 
 
 @dataclass(frozen=True)

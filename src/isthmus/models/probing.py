@@ -193,7 +193,7 @@ def _block_layout(parts: DecoderParts, trace: _Trace, name: str) -> BlockLayout:
     if pair is None:
         reason = (
             f"no two parts of {name} ({type(block).__name__}) are added to the residual stream as "
-            "they are (a multiplier or a norm follows, or a part adds the stream itself)"
+            "they are (it has one part, a multiplier or a norm follows, or a part adds the stream)"
         )
         return BlockLayout(name, block, None, None, writers, missing, reason)
     return BlockLayout(name, block, modules[pair[0]], modules[pair[1]], writers, missing, reason="")
@@ -249,7 +249,7 @@ def _find_writer(
             return ResidualWriter(name, modules[name])
     for name in matrices(trace.under(block)):
         if is_same(trace.made(name), trace.given(part)):
-            return ResidualWriter(name, modules[name], norm=modules[part], scale=None)
+            return ResidualWriter(name, modules[name], norm=part, scale=None)
     return None
 
 

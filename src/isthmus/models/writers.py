@@ -178,6 +178,5 @@ def _writers(mixture: _Mixture, modules: Mapping[str, nn.Module]) -> tuple[Resid
         scale = float(factors.flatten()[0]) if is_constant else None
         if one.norm is not None:
             scale = None
-        norm = None if one.norm is None else modules[one.norm]
-        found.append(ResidualWriter(one.name, modules[one.name], norm, scale))
+        found.append(ResidualWriter(one.name, modules[one.name], one.norm or "", scale))
     return tuple(found)
