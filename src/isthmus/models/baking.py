@@ -218,8 +218,7 @@ def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
     for block in layout.blocks:
         if block.missing:
             raise ModelError(f"cannot bake into {name}: {block.missing}; {_ADVICE}")
-    every = [*layout.stream_writers, *(w for block in layout.blocks for w in block.writers)]
-    for writer in every:
+    for writer in layout.writers:
         if writer.norm:
             kind = type(layout.root.get_submodule(writer.norm)).__name__
             raise ModelError(
@@ -227,7 +226,7 @@ def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
                 f"({kind}), which rescales by all coordinates, so that no change of the matrix is "
                 f"one of the stream; {_ADVICE}"
             )
-    return tuple(every)
+    return layout.writers
 
 
 _ADVICE = "edit it while it runs (isthmus generate), or use a model of docs/models.md"

@@ -113,6 +113,17 @@ class ModelLayout:
         """How many decoder blocks there are."""
         return len(self.blocks)
 
+    @property
+    def writers(self) -> tuple[ResidualWriter, ...]:
+        """Every matrix that was found to write to the residual stream, the embedding's first."""
+        return (*self.stream_writers, *(w for block in self.blocks for w in block.writers))
+
+    @property
+    def writes_exactly(self) -> bool:
+        """Whether all writers were found and no norm stands between one and the stream."""
+        is_found = bool(self.stream_writers) and all(b.has_all_writers for b in self.blocks)
+        return is_found and all(writer.is_exact for writer in self.writers)
+
     def module_at(self, site: Site) -> nn.Module:
         """Returns the module at whose input (`resid_pre`) or output (all others) a site is.
 
@@ -150,16 +161,20 @@ def find_parts(model: nn.Module) -> DecoderParts:
     """
     root = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if root is None:
-        raise _not_a_decoder(model, "a transformers model")
+        looked = "none of its modules is a PreTrainedModel"
+        raise _not_a_decoder(model, "a transformers model", looked)
     if getattr(root.config, "is_encoder_decoder", False):
-        raise _not_a_decoder(root, "a decoder without an encoder")
+        looked = "its configuration says is_encoder_decoder"
+        raise _not_a_decoder(root, "a decoder without an encoder", looked)
     lm_head = root.get_output_embeddings()
     if not isinstance(lm_head, nn.Module):
-        raise _not_a_decoder(root, "a language-model head")
+        looked = f"get_output_embeddings() returned {type(lm_head).__name__}"
+        raise _not_a_decoder(root, "a language-model head", looked)
     try:
         embedding = root.get_input_embeddings()
     except NotImplementedError:
-        raise _not_a_decoder(root, "a token embedding") from None
+        looked = "get_input_embeddings() is not implemented"
+        raise _not_a_decoder(root, "a token embedding", looked) from None
     return DecoderParts(root, embedding, lm_head, _find_blocks(root))
 
 
@@ -168,14 +183,15 @@ def _find_blocks(root: PreTrainedModel) -> dict[str, nn.Module]:
     # A vision tower may have as many layers as the text decoder, so only the decoder is searched.
     lists = [m for m in root.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
-        raise _not_a_decoder(root, "a list of decoder blocks")
+        looked = "get_decoder() holds no nn.ModuleList"
+        raise _not_a_decoder(root, "a list of decoder blocks", looked)
     n_layers = getattr(root.config.get_text_config(), "num_hidden_layers", None)
     blocks = next((m for m in lists if len(m) == n_layers), max(lists, key=len))
     return {names[block]: block for block in blocks}
 
 
-def _not_a_decoder(model: nn.Module, missing: str) -> ModelError:
+def _not_a_decoder(model: nn.Module, missing: str, looked: str) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} does not have {missing}: "
+        f"{type(model).__name__} does not have {missing} ({looked}): "
         "load a decoder-only causal language model of transformers"
     )

@@ -22,7 +22,7 @@ ROUNDING_STEPS = 4
 """How many rounding errors a sum of recorded tensors may be off."""
 
 _MOST_WRITERS = 3
-_CONSTANT = 1e-2
+_SAME = 1e-2
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -65,10 +65,10 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Mixture:
-    """Candidates with the factor of each at every position."""
+    """Candidates with the factor of each; None where it differs by position."""
 
     candidates: tuple[_Candidate, ...]
-    factors: Tensor
+    scales: tuple[float | None, ...]
 
 
 def find_writers(
@@ -157,26 +157,34 @@ def _fitted(value: Tensor | None, like: Tensor) -> Tensor | None:
 def _mixture(chosen: Sequence[_Candidate], base: Tensor | None, total: Tensor) -> _Mixture | None:
     matrix = torch.stack([one.made.double() for one in chosen], dim=-1)
     added = total.double() - (0 if base is None else base.double())
-    # One small least-squares problem for every position.
-    gram = matrix.mT @ matrix
-    factors = (torch.linalg.pinv(gram, hermitian=True) @ matrix.mT @ added[..., None])[..., 0]
-    spread = (factors - factors.mean((0, 1))).abs().amax((0, 1))
-    is_constant = spread <= _CONSTANT * factors.abs().amax((0, 1))
-    factors = torch.where(is_constant, factors.mean((0, 1)), factors)
-    terms = [one.made * factors[..., i, None] for i, one in enumerate(chosen)]
-    given = terms if base is None else [base, *terms]
-    if rounding_steps(total, *given) > ROUNDING_STEPS:
-        return None
-    return _Mixture(tuple(chosen), factors)
+    gram, products = matrix.mT @ matrix, matrix.mT @ added[..., None]
+    for is_constant in (True, False):
+        if is_constant:
+            factors = torch.linalg.pinv(gram.sum((0, 1)), hermitian=True) @ products.sum((0, 1))
+        else:
+            factors = torch.linalg.pinv(gram, hermitian=True) @ products
+        terms = [one.made * factors[..., i, :] for i, one in enumerate(chosen)]
+        if rounding_steps(total, *terms, *([] if base is None else [base])) <= ROUNDING_STEPS:
+            return _Mixture(tuple(chosen), _scales(factors, is_constant=is_constant))
+    return None
+
+
+def _scales(factors: Tensor, *, is_constant: bool) -> tuple[float | None, ...]:
+    if is_constant:
+        return tuple(factors.flatten().tolist())
+    mean = factors.mean((0, 1))
+    is_same_everywhere = ((factors - mean).abs() <= _SAME * mean.abs()).all(0).all(0)
+    pairs = zip(mean.flatten().tolist(), is_same_everywhere.flatten().tolist(), strict=True)
+    return tuple(value if is_one else None for value, is_one in pairs)
 
 
 def _writers(mixture: _Mixture, modules: Mapping[str, nn.Module]) -> tuple[ResidualWriter, ...]:
-    found = []
-    for i, one in enumerate(mixture.candidates):
-        factors = mixture.factors[..., i]
-        is_constant = bool((factors == factors.flatten()[0]).all())
-        scale = float(factors.flatten()[0]) if is_constant else None
-        if one.norm is not None:
-            scale = None
-        found.append(ResidualWriter(one.name, modules[one.name], one.norm or "", scale))
-    return tuple(found)
+    return tuple(
+        ResidualWriter(
+            one.name,
+            modules[one.name],
+            norm=one.norm or "",
+            scale=None if one.norm is not None else scale,
+        )
+        for one, scale in zip(mixture.candidates, mixture.scales, strict=True)
+    )

@@ -120,7 +120,6 @@ def test_a_bias_of_attention_is_not_taken_for_one_of_the_block():
     ("vector", "error"),
     [
         (draw(8), ShapeError),
-        (draw(16)[None], ShapeError),
         (torch.full((16,), torch.nan), NonFiniteError),
     ],
 )
