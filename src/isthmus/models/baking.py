@@ -7,8 +7,9 @@
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,7 @@ from isthmus.models.writers import is_experts
 
 _ROUNDING = 64
 _SHARE_OF_EFFECT = 0.01
+_ADVICE = "edit it while it runs (isthmus generate), or use a model of docs/models.md"
 
 
 def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> PreTrainedModel:
@@ -57,7 +59,7 @@ def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> Pr
         raise ShapeError("the direction is zero and so is none: learn it from other prompts")
     unit = unit / unit.norm()
     writers = exact_writers(lm.layout)
-    model = copy_of(lm)
+    model = _copy_of(lm)
     for writer in writers:
         for weight, axis in _weights(model.get_submodule(writer.name), lm.d_model, writer.name):
             _project(weight, axis, unit)
@@ -96,9 +98,9 @@ def bake_addition(
     allowed = _SHARE_OF_EFFECT * (expected - plain).abs().max()
     allowed += _ROUNDING * torch.finfo(lm.dtype).eps * expected.abs().max()
     reasons: list[str] = []
-    for layout in _houses(lm, where):
+    for layout, copied in _houses(lm, where):
         for writer in _writers_before(layout, where):
-            model = copy.deepcopy(layout.root)
+            model = copied()
             if reason := _shift(model, writer, wide, layout.embedding_scale):
                 reasons.append(reason)
             elif (_logits(find_layout(model)) - expected).abs().max() <= allowed:
@@ -126,11 +128,13 @@ class _Shift:
         return moved.to(activations.dtype)
 
 
-def _houses(lm: LanguageModel, site: Site) -> Iterator[ModelLayout]:
-    """Yields the layouts of models that compute the same and may have a bias at the site."""
-    yield find_layout(copy_of(lm))
+def _houses(
+    lm: LanguageModel, site: Site
+) -> Iterator[tuple[ModelLayout, Callable[[], PreTrainedModel]]]:
+    """Yields models that compute the same and may have a bias at the site, and their copies."""
+    yield lm.layout, partial(_copy_of, lm)
     if site != Site(0, Stream.RESID_PRE) and (llama := as_llama(lm.model)) is not None:
-        yield find_layout(llama)
+        yield find_layout(llama), partial(copy.deepcopy, llama)
 
 
 def _writers_before(layout: ModelLayout, site: Site) -> tuple[ResidualWriter, ...]:
@@ -229,21 +233,8 @@ def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
     return layout.writers
 
 
-_ADVICE = "edit it while it runs (isthmus generate), or use a model of docs/models.md"
-
-
-def copy_of(lm: LanguageModel) -> PreTrainedModel:
-    """Copies a model whose weights are to change; its head no longer shares the embedding's.
-
-    Args:
-        lm: The model; left unchanged.
-
-    Returns:
-        The copy, in evaluation mode.
-
-    Raises:
-        ModelError: If its weights are quantized or hold an adapter that was not merged.
-    """
+def _copy_of(lm: LanguageModel) -> PreTrainedModel:
+    """Copies a model whose weights are to change; its head no longer shares the embedding's."""
     adapted = next((n for n, _ in lm.model.named_parameters() if ".lora_" in n), None)
     if adapted is not None:
         raise ModelError(f"{adapted} is an adapter's: merge it first (merge_and_unload of peft)")

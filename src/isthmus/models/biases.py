@@ -88,14 +88,16 @@ def as_llama(model: PreTrainedModel) -> LlamaForCausalLM | None:
     # Building draws random weights, which must not move the caller's generator.
     with torch.random.fork_rng():
         llama = LlamaForCausalLM(llama_config)
-    llama = llama.to(device=model.device, dtype=model.dtype)
+    nn.Module.to(llama, device=model.device, dtype=model.dtype)
     found = llama.load_state_dict(model.state_dict(), strict=False)
     if found.unexpected_keys or not _are_biases(found.missing_keys):
         return None
     for one in found.missing_keys:
         nn.init.zeros_(llama.get_parameter(one))
     llama.generation_config = copy.deepcopy(model.generation_config)
-    return llama.eval().requires_grad_(requires_grad=False)
+    llama.eval()
+    llama.requires_grad_(requires_grad=False)
+    return llama
 
 
 def _are_biases(names: set[str] | list[str]) -> bool:
