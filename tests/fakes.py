@@ -22,6 +22,14 @@ CORPUS = (
 
 _GATED = {"num_key_value_heads": 2, "intermediate_size": 32}
 _GEMMA = {**_GATED, "head_dim": 8, "num_key_value_heads": 1}
+_SHARED_EXPERT = {
+    **_GATED,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+    "pad_token_id": 0,
+}
 _FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("LlamaConfig", _GATED),
     "qwen2": ("Qwen2Config", _GATED),
@@ -34,7 +42,12 @@ _FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "olmo2": ("Olmo2Config", {**_GATED, "pad_token_id": 0}),
     "cohere": ("CohereConfig", {**_GATED, "pad_token_id": 0}),
     "granite": ("GraniteConfig", {**_GATED, "residual_multiplier": 0.5}),
+    "smollm3": ("SmolLM3Config", {**_GATED, "pad_token_id": 0}),
+    "stablelm": ("StableLmConfig", {**_GATED, "pad_token_id": 0}),
     "mixtral": ("MixtralConfig", {**_GATED, "num_local_experts": 4}),
+    "qwen2_moe": ("Qwen2MoeConfig", _SHARED_EXPERT),
+    "mamba": ("MambaConfig", {"state_size": 4, "pad_token_id": 0}),
+    "lfm2": ("Lfm2Config", {**_GATED, "pad_token_id": 0, "block_auto_adjust_ff_dim": False}),
     "gpt2": ("GPT2Config", {}),
     "gpt_neox": ("GPTNeoXConfig", {"intermediate_size": 32}),
     "gptj": ("GPTJConfig", {"rotary_dim": 4}),
@@ -69,6 +82,10 @@ def tiny_network(
         **own,
         **changes,
     }
+    if family == "lfm2":
+        # A convolution first, then attention.
+        kinds = ["conv", "full_attention"] * n_layers
+        settings["layer_types"] = kinds[:n_layers]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = getattr(transformers, config_name)(**settings)
@@ -87,6 +104,16 @@ def tiny_model(
     tokenizer = tiny_tokenizer(kind)
     network = tiny_network(family, n_vocab=len(tokenizer), n_layers=n_layers, seed=seed, **changes)
     return wrap_language_model(network, tokenizer, f"tiny-{family}")
+
+
+def varied(network: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """Moves norms and biases away from the ones and zeros at which mistakes cannot be seen."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.3 * noise
+    return network
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ShapeError, SiteError
@@ -210,6 +210,30 @@ class _Chunk:
     batch: int = 0
     width: int = 0
     offset: int = 0
+    cache: Cache | None = None
+
+    def move_to(self, shape: tuple[int, int], cache: Cache | None) -> None:
+        """Notes which positions the next pass computes."""
+        if cache is None or not cache.layers:
+            self.offset = 0
+        elif any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+            self.offset = int(cache.get_seq_length())
+        else:
+            self.offset = self._read_by_recurrence(cache)
+        self.cache = cache
+        self.batch, self.width = shape
+
+    def _read_by_recurrence(self, cache: Cache) -> int:
+        # Purely recurrent states do not know how many tokens they have read.
+        if not cache.has_previous_state():
+            return 0
+        is_own = self.cache is cache or self.cache is None
+        if not (is_own and self.width):
+            raise ShapeError(
+                "the recurrent state has read tokens that were not seen here, and does not say how "
+                "many: run the whole text in the same block"
+            )
+        return self.offset + self.width
 
     def view(self, value: Tensor) -> Tensor:
         # OPT flattens batch and positions before its feed-forward part.
@@ -340,8 +364,7 @@ def _read_chunk(
     tokens = kwargs.get("input_ids", args[0] if args else None)
     tokens = kwargs["inputs_embeds"] if tokens is None else tokens
     cache = next((value for value in values if isinstance(value, Cache)), None)
-    chunk.batch, chunk.width = tokens.shape[:2]
-    chunk.offset = 0 if cache is None else int(cache.get_seq_length())
+    chunk.move_to((tokens.shape[0], tokens.shape[1]), cache)
     then(chunk)
 
 

@@ -16,14 +16,22 @@ class ResidualWriter:
 
     Attributes:
         name: Dotted path of the module in the model.
-        module: `nn.Linear` or transformers' `Conv1D` (whose weight is transposed).
-        is_exact: Whether its output itself is what is added; false where a norm stands between,
-            so that an edit of the stream is no edit of this matrix.
+        module: `nn.Linear`, `nn.Embedding`, transformers' `Conv1D` (whose weight is transposed) or
+            the experts of a mixture.
+        norm: Dotted path of the norm between it and the stream; empty if there is none.
+        scale: Factor between its output and what is added: 1 in most models; None where a norm
+            stands between or a gate decides it for every token.
     """
 
     name: str
     module: nn.Module
-    is_exact: bool
+    norm: str = ""
+    scale: float | None = 1.0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an edit of the stream can be an edit of this matrix: no norm stands between."""
+        return not self.norm
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class BlockLayout:
         attn: The module whose output attention adds to the residual stream, if there is one.
         mlp: The module whose output the feed-forward part adds to it, if there is one.
         writers: The matrices that write to the residual stream, attention's first.
-        has_all_writers: Whether both writers were found; a mixture of experts has no single one.
+        missing: What writes to the stream though no matrix was found for it, and where was looked;
+            empty when all writers were found.
         reason: Why `attn` and `mlp` are None; empty when they are not.
     """
 
@@ -45,8 +54,13 @@ class BlockLayout:
     attn: nn.Module | None
     mlp: nn.Module | None
     writers: tuple[ResidualWriter, ...]
-    has_all_writers: bool
+    missing: str
     reason: str
+
+    @property
+    def has_all_writers(self) -> bool:
+        """Whether every matrix that writes to the residual stream was found."""
+        return not self.missing
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class ModelLayout:
         embedding: Token embedding.
         embedding_scale: Factor between an embedding's row and block 0's input: 1 in most models;
             None where they differ by more, as with added positions or a norm.
+        stream_writers: The matrices whose rows begin the residual stream: the token embedding and
+            learned positions; none where they were not found.
         blocks: The decoder blocks, in order.
         final_norm: The norm between the last block and the head, if there is one.
         lm_head: Output projection to the vocabulary.
@@ -85,6 +101,7 @@ class ModelLayout:
     root: PreTrainedModel
     embedding: nn.Module
     embedding_scale: float | None
+    stream_writers: tuple[ResidualWriter, ...]
     blocks: tuple[BlockLayout, ...]
     final_norm: nn.Module | None
     lm_head: nn.Module
@@ -95,6 +112,17 @@ class ModelLayout:
     def n_layers(self) -> int:
         """How many decoder blocks there are."""
         return len(self.blocks)
+
+    @property
+    def writers(self) -> tuple[ResidualWriter, ...]:
+        """Every matrix that was found to write to the residual stream, the embedding's first."""
+        return (*self.stream_writers, *(w for block in self.blocks for w in block.writers))
+
+    @property
+    def writes_exactly(self) -> bool:
+        """Whether all writers were found and no norm stands between one and the stream."""
+        is_found = bool(self.stream_writers) and all(b.has_all_writers for b in self.blocks)
+        return is_found and all(writer.is_exact for writer in self.writers)
 
     def module_at(self, site: Site) -> nn.Module:
         """Returns the module at whose input (`resid_pre`) or output (all others) a site is.
@@ -133,16 +161,20 @@ def find_parts(model: nn.Module) -> DecoderParts:
     """
     root = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if root is None:
-        raise _not_a_decoder(model, "a transformers model")
+        looked = "none of its modules is a PreTrainedModel"
+        raise _not_a_decoder(model, "a transformers model", looked)
     if getattr(root.config, "is_encoder_decoder", False):
-        raise _not_a_decoder(root, "a decoder without an encoder")
+        looked = "its configuration says is_encoder_decoder"
+        raise _not_a_decoder(root, "a decoder without an encoder", looked)
     lm_head = root.get_output_embeddings()
     if not isinstance(lm_head, nn.Module):
-        raise _not_a_decoder(root, "a language-model head")
+        looked = f"get_output_embeddings() returned {type(lm_head).__name__}"
+        raise _not_a_decoder(root, "a language-model head", looked)
     try:
         embedding = root.get_input_embeddings()
     except NotImplementedError:
-        raise _not_a_decoder(root, "a token embedding") from None
+        looked = "get_input_embeddings() is not implemented"
+        raise _not_a_decoder(root, "a token embedding", looked) from None
     return DecoderParts(root, embedding, lm_head, _find_blocks(root))
 
 
@@ -151,14 +183,15 @@ def _find_blocks(root: PreTrainedModel) -> dict[str, nn.Module]:
     # A vision tower may have as many layers as the text decoder, so only the decoder is searched.
     lists = [m for m in root.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
-        raise _not_a_decoder(root, "a list of decoder blocks")
+        looked = "get_decoder() holds no nn.ModuleList"
+        raise _not_a_decoder(root, "a list of decoder blocks", looked)
     n_layers = getattr(root.config.get_text_config(), "num_hidden_layers", None)
     blocks = next((m for m in lists if len(m) == n_layers), max(lists, key=len))
     return {names[block]: block for block in blocks}
 
 
-def _not_a_decoder(model: nn.Module, missing: str) -> ModelError:
+def _not_a_decoder(model: nn.Module, missing: str, looked: str) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} does not have {missing}: "
+        f"{type(model).__name__} does not have {missing} ({looked}): "
         "load a decoder-only causal language model of transformers"
     )

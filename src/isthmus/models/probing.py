@@ -15,7 +15,6 @@ from itertools import combinations
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from isthmus.core.errors import ModelError, NonFiniteError
 from isthmus.models.hooks import Call, recording
@@ -26,9 +25,16 @@ from isthmus.models.layouts import (
     ResidualWriter,
     find_parts,
 )
+from isthmus.models.writers import (
+    ROUNDING_STEPS,
+    candidate_names,
+    find_writers,
+    is_matrix,
+    is_same,
+    rounding_steps,
+)
 
 _N_ROWS, _N_POSITIONS = 2, 5
-_ROUNDING_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def find_layout(model: nn.Module) -> ModelLayout:
         ModelError: If it is no decoder-only language model; the message names what is missing.
     """
     parts = find_parts(model)
-    token_ids = _probe_tokens(parts)
+    token_ids = probe_tokens(parts.embedding)
     trace = _run(parts, token_ids)
     d_model = _check_shapes(parts, trace)
     _check_causality(parts, token_ids, trace)
@@ -74,6 +80,7 @@ def find_layout(model: nn.Module) -> ModelLayout:
         root=parts.root,
         embedding=parts.embedding,
         embedding_scale=_embedding_scale(parts, token_ids, trace),
+        stream_writers=_stream_writers(parts, trace),
         blocks=tuple(_block_layout(parts, trace, name) for name in parts.blocks),
         final_norm=_find_final_norm(parts, trace),
         lm_head=parts.lm_head,
@@ -82,8 +89,16 @@ def find_layout(model: nn.Module) -> ModelLayout:
     )
 
 
-def _probe_tokens(parts: DecoderParts) -> Int[Tensor, "batch pos"]:
-    weight = next(parts.embedding.parameters())
+def probe_tokens(embedding: nn.Module) -> Int[Tensor, "batch pos"]:
+    """Draws the few tokens on which a model is probed; always the same for one vocabulary.
+
+    Args:
+        embedding: Of the model.
+
+    Returns:
+        Token ids on the embedding's device.
+    """
+    weight = next(embedding.parameters())
     generator = torch.Generator().manual_seed(0)
     shape = (_N_ROWS, _N_POSITIONS)
     return torch.randint(0, weight.shape[0], shape, generator=generator).to(weight.device)
@@ -96,7 +111,8 @@ def _run(parts: DecoderParts, token_ids: Int[Tensor, "batch pos"]) -> _Trace:
         name: module
         for name, module in parts.root.named_modules()
         if name in children
-        or isinstance(module, nn.Linear | Conv1D)
+        or is_matrix(module)
+        or _is_norm(module)
         or (name and not name.startswith(inside))
     }
     with recording(watched) as calls, torch.no_grad():
@@ -147,31 +163,61 @@ def _embedding_scale(
     if rows.shape != given.shape:
         return None
     scale = float((given.double() * rows.double()).sum() / rows.double().square().sum())
-    is_scaled = _rounding_steps(given, scale * rows.double()) <= _ROUNDING_STEPS
+    is_scaled = rounding_steps(given, scale * rows.double()) <= ROUNDING_STEPS
     return scale if is_scaled else None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    own = [parameter.ndim for parameter in module.parameters(recurse=False)]
+    return bool(own) and max(own) == 1
+
+
+def _stream_writers(parts: DecoderParts, trace: _Trace) -> tuple[ResidualWriter, ...]:
+    inside = tuple(f"{name}." for name in parts.blocks)
+    first = next(iter(parts.blocks))
+    head = {name for name, module in parts.root.named_modules() if module is parts.lm_head}
+    outside = {
+        name: call
+        for name, call in trace.calls.items()
+        if name not in parts.blocks and name not in head and not name.startswith(inside)
+    }
+    modules = dict(parts.root.named_modules())
+    return find_writers(outside, modules, None, trace.block(first)[0])
 
 
 def _block_layout(parts: DecoderParts, trace: _Trace, name: str) -> BlockLayout:
     block = parts.blocks[name]
+    modules: dict[str, nn.Module] = dict(parts.root.named_modules())
     pair = _find_added(trace, name)
+    writers, missing = _find_block_writers(trace, name, pair, modules)
     if pair is None:
         reason = (
             f"no two parts of {name} ({type(block).__name__}) are added to the residual stream as "
-            "they are (a multiplier or a norm follows, or a part adds the stream itself)"
+            "they are (it has one part, a multiplier or a norm follows, or a part adds the stream)"
         )
-        return BlockLayout(name, block, None, None, (), has_all_writers=False, reason=reason)
-    modules = dict(parts.root.named_modules())
-    found = [_find_writer(trace, name, part, modules) for part in pair]
-    writers = tuple(writer for writer in found if writer is not None)
-    return BlockLayout(
-        name,
-        block,
-        attn=modules[pair[0]],
-        mlp=modules[pair[1]],
-        writers=writers,
-        has_all_writers=len(writers) == len(pair),
-        reason="",
+        return BlockLayout(name, block, None, None, writers, missing, reason)
+    return BlockLayout(name, block, modules[pair[0]], modules[pair[1]], writers, missing, reason="")
+
+
+def _find_block_writers(
+    trace: _Trace, block: str, pair: tuple[str, str] | None, modules: Mapping[str, nn.Module]
+) -> tuple[tuple[ResidualWriter, ...], str]:
+    """Returns the writers of a block, and what is missing among them."""
+    found = [] if pair is None else [_find_writer(trace, block, part, modules) for part in pair]
+    if pair is not None and all(found):
+        return tuple(writer for writer in found if writer is not None), ""
+    inside = {name: trace.calls[name] for name in trace.under(block)}
+    if writers := find_writers(inside, modules, *trace.block(block)):
+        return writers, ""
+    parts = [part for part, writer in zip(pair or (), found, strict=True) if writer is None]
+    where = " and ".join(f"{one} ({type(modules[one]).__name__})" for one in parts or [block])
+    seen = ", ".join(one.removeprefix(f"{block}.") for one in candidate_names(inside, modules))
+    missing = (
+        f"the matrix through which {where} writes to the residual stream was not found: no one, "
+        f"two or three of the outputs of its block's matrices ({seen or 'it has none'}) add up "
+        "to what the block adds"
     )
+    return tuple(writer for writer in found if writer is not None), missing
 
 
 def _find_added(trace: _Trace, block: str) -> tuple[str, str] | None:
@@ -185,40 +231,25 @@ def _find_added(trace: _Trace, block: str) -> tuple[str, str] | None:
         if value.shape[-1] == given.shape[-1] and value.numel() == given.numel():
             parts[name] = value.reshape(given.shape)
     errors = {
-        (a, m): _rounding_steps(made, given, parts[a], parts[m]) for a, m in combinations(parts, 2)
+        (a, m): rounding_steps(made, given, parts[a], parts[m]) for a, m in combinations(parts, 2)
     }
     # Of equally good pairs the first one is taken: an idle dropout repeats its input.
     best = min(errors, key=lambda pair: errors[pair], default=None)
-    return best if best is not None and errors[best] <= _ROUNDING_STEPS else None
-
-
-def _rounding_steps(total: Tensor, *terms: Tensor) -> float:
-    """Returns max |total - Σ terms| in units of the rounding error that such a sum may have."""
-    exact = [term.double() for term in terms]
-    size = torch.stack([term.abs() for term in (*exact, total.double())]).sum(0)
-    error = (sum(exact, -total.double())).abs()
-    unit = size * torch.finfo(total.dtype).eps
-    return float((error / unit.clamp_min(torch.finfo(torch.float64).tiny)).max())
-
-
-def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None or a.numel() != b.numel() or a.shape[-1] != b.shape[-1]:
-        return False
-    return _rounding_steps(a.reshape(b.shape), b) <= 1
+    return best if best is not None and errors[best] <= ROUNDING_STEPS else None
 
 
 def _find_writer(
     trace: _Trace, block: str, part: str, modules: Mapping[str, nn.Module]
 ) -> ResidualWriter | None:
     def matrices(names: list[str]) -> list[str]:
-        return [name for name in names if isinstance(modules[name], nn.Linear | Conv1D)]
+        return [name for name in names if is_matrix(modules[name])]
 
     for name in matrices([*trace.under(part), part]):
-        if _is_same(trace.made(name), trace.made(part)):
-            return ResidualWriter(name, modules[name], is_exact=True)
+        if is_same(trace.made(name), trace.made(part)):
+            return ResidualWriter(name, modules[name])
     for name in matrices(trace.under(block)):
-        if _is_same(trace.made(name), trace.given(part)):
-            return ResidualWriter(name, modules[name], is_exact=False)
+        if is_same(trace.made(name), trace.given(part)):
+            return ResidualWriter(name, modules[name], norm=part, scale=None)
     return None
 
 
@@ -230,6 +261,6 @@ def _find_final_norm(parts: DecoderParts, trace: _Trace) -> nn.Module | None:
         made = trace.made(name)
         if isinstance(modules[name], nn.Linear) or made is None:
             continue
-        if _is_same(trace.given(name), trace.made(last)) and not _is_same(made, trace.given(name)):
+        if is_same(trace.given(name), trace.made(last)) and not is_same(made, trace.given(name)):
             return modules[name]
     return None

@@ -68,7 +68,7 @@ def _model(name: str) -> dict[str, Any]:
         "dtype": str(lm.dtype).removeprefix("torch."),
         "blocks": type(blocks[0].module).__name__,
         "writers": [writer.name for writer in blocks[0].writers],
-        "writes exactly": all(writer.is_exact for block in blocks for writer in block.writers),
+        "writes exactly": lm.layout.writes_exactly,
         "sites": [f"{lm.sites('all')[0]} to {lm.sites('all')[-1]}"],
         "chat template": lm.tokenizer.chat_template is not None,
     }

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import OverwritesItsInput, Shift, n_hooks, shift, tiny_model
+from transformers import DynamicCache
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ShapeError, SiteError
@@ -261,3 +262,37 @@ def test_an_edit_that_changes_the_shape_is_refused(lm):
 def test_capturing_nothing_is_refused(lm):
     with pytest.raises(SiteError, match="name at least one"), capturing(lm.layout, []):
         pass
+
+
+def mamba_step(lm, ids, cache=None):
+    with torch.no_grad():
+        return lm.model(input_ids=ids, cache_params=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("has_own_cache", [True, False])
+def test_a_recurrent_state_is_counted_from_its_first_token(has_own_cache):
+    lm = tiny_model("mamba")
+    given = IDS[:, :3]
+    cache = DynamicCache(config=lm.model.config) if has_own_cache else None
+    generated = torch.tensor([True, False])
+    edit = place(Site(0), torch.tensor([[False, True, False]] * 2), generated)
+    with editing(lm.layout, [edit]) as count, capturing(lm.layout, [Site(0)]) as captured:
+        cache = mamba_step(lm, given, cache).cache_params
+        mamba_step(lm, IDS[:, 3:4], cache)
+        stepped = captured[Site(0)]
+    whole = torch.tensor([[False, True, False, True], [False, True, False, False]])
+    edits = [place(Site(0), whole)]
+    with editing(lm.layout, edits), capturing(lm.layout, [Site(0)]) as captured:
+        forward(lm, IDS[:, :4])
+    torch.testing.assert_close(stepped[:, 0], captured[Site(0)][:, 3], rtol=1e-4, atol=1e-4)
+    assert count.total == 3
+
+
+def test_a_recurrent_state_that_was_begun_elsewhere_is_refused():
+    lm = tiny_model("mamba")
+    cache = mamba_step(lm, IDS[:, :3]).cache_params
+    with (
+        pytest.raises(ShapeError, match="run the whole text"),
+        editing(lm.layout, [place(Site(0))]),
+    ):
+        mamba_step(lm, IDS[:, 3:4], cache)

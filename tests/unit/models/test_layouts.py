@@ -27,6 +27,8 @@ ADDS_AS_IS = {
     "gptj": "attn.out_proj mlp.fc_out",
     "falcon": "self_attention.dense mlp.dense_4h_to_h",
     "opt": "self_attn.out_proj fc2",
+    "smollm3": "self_attn.o_proj mlp.down_proj",
+    "stablelm": "self_attn.o_proj mlp.down_proj",
 }
 NORM_BETWEEN = ("gemma2", "gemma3", "olmo2")
 
@@ -48,6 +50,7 @@ def test_exact_writers_are_the_matrices_whose_product_is_added(family, expected)
         assert [w.name.removeprefix(f"{block.name}.") for w in block.writers] == expected.split()
         assert all(writer.is_exact for writer in block.writers)
         assert block.has_all_writers
+    assert layout.writes_exactly
 
 
 @pytest.mark.parametrize("family", NORM_BETWEEN)
@@ -55,16 +58,18 @@ def test_writers_before_a_norm_are_not_exact_and_the_norm_makes_the_addition(fam
     block = find_layout(tiny_network(family)).blocks[0]
     assert [w.name.split(".")[-1] for w in block.writers] == ["o_proj", "down_proj"]
     assert not any(writer.is_exact for writer in block.writers)
+    assert not find_layout(tiny_network(family)).writes_exactly
     assert "Norm" in type(block.attn).__name__
 
 
-def test_a_mixture_of_experts_is_said_to_lack_a_writer():
+def test_the_experts_of_a_mixture_are_one_writer():
     block = find_layout(tiny_network("mixtral")).blocks[0]
     assert block.mlp is not None
-    assert not block.has_all_writers
+    assert [w.name.split(".")[-1] for w in block.writers] == ["o_proj", "experts"]
+    assert block.has_all_writers
 
 
-@pytest.mark.parametrize("family", ["granite", "bloom"])
+@pytest.mark.parametrize("family", ["granite", "bloom", "mamba"])
 @pytest.mark.parametrize("stream", [Stream.ATTN_OUT, Stream.MLP_OUT])
 def test_parts_that_are_not_added_as_they_are_have_no_site_and_the_error_says_why(family, stream):
     layout = find_layout(tiny_network(family))
@@ -82,7 +87,9 @@ def test_the_embedding_scale_is_the_factor_before_the_first_block(family, scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "opt"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", "gpt_neox", "opt", "granite", "mixtral", "mamba", "bloom"]
+)
 def test_parts_and_writers_are_found_in_half_precision(family, dtype):
     network = tiny_network(family)
     assert names(find_layout(network.to(dtype))) == names(find_layout(network.float()))
@@ -90,7 +97,7 @@ def test_parts_and_writers_are_found_in_half_precision(family, dtype):
 
 def names(layout):
     parts = [(type(block.attn), type(block.mlp)) for block in layout.blocks]
-    return parts, [w.name for block in layout.blocks for w in block.writers]
+    return parts, [(w.name, w.norm, w.scale is None) for w in layout.writers]
 
 
 def test_a_layer_beyond_the_last_is_refused_with_the_range():
@@ -128,9 +135,9 @@ def headless():
 @pytest.mark.parametrize(
     ("build", "missing"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 4)), "a transformers model"),
-        (t5, "a decoder without an encoder"),
-        (headless, "a language-model head"),
+        (lambda: nn.Sequential(nn.Linear(4, 4)), r"a transformers model \(none of its modules"),
+        (t5, r"a decoder without an encoder \(its configuration says"),
+        (headless, r"a language-model head \(get_output_embeddings\(\) returned NoneType\)"),
         (bert, "not causal"),
     ],
 )

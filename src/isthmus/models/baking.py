@@ -1,0 +1,319 @@
+"""Writes an edit of the residual stream into a model's weights: the same behaviour without hooks.
+
+1. The model is copied; its head gets weights of its own if it shared the embedding's.
+2. Ablation takes the direction out of every matrix that writes to the stream. An addition is put
+   into the bias of the last matrix before its site.
+3. The copy is run on a few tokens: its stream must be what the edit would have left there.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from isthmus.core.edits import PlacedEdit
+from isthmus.core.errors import ModelError, NonFiniteError, ShapeError
+from isthmus.core.sites import Site, Stream
+from isthmus.models.biases import as_llama, switch_on_bias
+from isthmus.models.hooks import capturing, editing
+from isthmus.models.language_model import LanguageModel
+from isthmus.models.layouts import ModelLayout, ResidualWriter
+from isthmus.models.probing import find_layout, probe_tokens
+from isthmus.models.writers import is_experts
+
+_ROUNDING = 64
+_SHARE_OF_EFFECT = 0.01
+_ADVICE = "edit it while it runs (isthmus generate), or use a model of docs/models.md"
+
+
+def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> PreTrainedModel:
+    """Takes a direction out of everything that a model writes to its residual stream.
+
+    With the unit vector r of the direction, every writing matrix W becomes W - r rᵀ W and its bias
+    b becomes b - r rᵀ b. That equals ablating the direction in the stream at every position before
+    the first block and after each part of every block. Only the embedding, learned positions and
+    the last matrix of each part change.
+    Source: Arditi et al. 2024, arXiv:2406.11717, section 4.1.
+
+    Args:
+        lm: The model; left unchanged.
+        direction: What to take out, of any length but zero.
+
+    Returns:
+        A copy of the model, of the same class, that can be saved and loaded like any other.
+
+    Raises:
+        ModelError: If a matrix that writes was not found, a norm stands between one and the stream,
+            or weights are quantized or adapted; the message says which.
+        ShapeError: If the direction does not fit the model or is zero.
+        NonFiniteError: If it holds NaN or infinity.
+    """
+    unit = _checked("direction", direction, lm)
+    if not bool(unit.any()):
+        raise ShapeError("the direction is zero and so is none: learn it from other prompts")
+    unit = unit / unit.norm()
+    writers = exact_writers(lm.layout)
+    model = _copy_of(lm)
+    for writer in writers:
+        for weight, axis in _weights(model.get_submodule(writer.name), lm.d_model, writer.name):
+            _project(weight, axis, unit)
+    _check_ablated(lm, model, unit)
+    return model
+
+
+def bake_addition(
+    lm: LanguageModel, site: Site | str | int | float, vector: Float[Tensor, " d_model"]
+) -> PreTrainedModel:
+    """Adds a vector to the stream at one site and every position, as a bias.
+
+    The vector goes into the bias of the last matrix before the site, divided by the factor that the
+    model puts behind it; before the first block, into every row of the token embedding. A class
+    whose setting for biases is off gets it switched on. A Mistral without sliding windows or a
+    Qwen2, whose classes have no such setting, comes back as the Llama that computes the same.
+
+    Args:
+        lm: The model; left unchanged.
+        site: Where, in any spelling that `core.sites` accepts.
+        vector: What to add, strength included.
+
+    Returns:
+        A copy of the model that can be saved and loaded like any other.
+
+    Raises:
+        ModelError: If no class of transformers has a bias there, a norm or a gate stands between,
+            or weights are quantized or adapted; the message says which.
+        SiteError: If the model does not have the site.
+        ShapeError: If the vector does not fit the model.
+        NonFiniteError: If it holds NaN or infinity.
+    """
+    where = lm.site(site)
+    wide = _checked("vector", vector, lm)
+    plain, expected = _logits(lm.layout), _logits(lm.layout, _Shift(wide), where)
+    allowed = _SHARE_OF_EFFECT * (expected - plain).abs().max()
+    allowed += _ROUNDING * torch.finfo(lm.dtype).eps * expected.abs().max()
+    reasons: list[str] = []
+    for layout, copied in _houses(lm, where):
+        for writer in _writers_before(layout, where):
+            model = copied()
+            if reason := _shift(model, writer, wide, layout.embedding_scale):
+                reasons.append(reason)
+            elif (_logits(find_layout(model)) - expected).abs().max() <= allowed:
+                return model
+            else:
+                reasons.append(f"a bias of {writer.name} acts on more than {where}")
+    name = type(lm.model).__name__
+    why = "; ".join(dict.fromkeys(reasons)) or "no matrix that writes there was found"
+    raise ModelError(f"cannot bake an addition at {where} into {name}: {why}; {_ADVICE}")
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """Adds one vector."""
+
+    vector: Tensor
+
+    @property
+    def d_model(self) -> int:
+        return len(self.vector)
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        dtype = torch.promote_types(activations.dtype, torch.float32)
+        moved = activations.to(dtype) + self.vector.to(activations.device, dtype)
+        return moved.to(activations.dtype)
+
+
+def _houses(
+    lm: LanguageModel, site: Site
+) -> Iterator[tuple[ModelLayout, Callable[[], PreTrainedModel]]]:
+    """Yields models that compute the same and may have a bias at the site, and their copies."""
+    yield lm.layout, partial(_copy_of, lm)
+    if site != Site(0, Stream.RESID_PRE) and (llama := as_llama(lm.model)) is not None:
+        yield find_layout(llama), partial(copy.deepcopy, llama)
+
+
+def _writers_before(layout: ModelLayout, site: Site) -> tuple[ResidualWriter, ...]:
+    """Lists the writers whose bias may be an addition at a site, the likeliest first."""
+    if site == Site(0, Stream.RESID_PRE):
+        return layout.stream_writers
+    layer = site.layer - (site.stream is Stream.RESID_PRE)
+    writers = layout.blocks[layer].writers
+    if site.stream is Stream.ATTN_OUT:
+        return writers[:1]
+    last_first = writers[::-1]
+    return last_first[: len(writers) - 1] if site.stream is Stream.MLP_OUT else last_first
+
+
+def _shift(
+    model: PreTrainedModel, writer: ResidualWriter, vector: Tensor, embedding_scale: float | None
+) -> str:
+    """Puts a vector into the bias of one writer, in place; returns why it cannot, if so."""
+    module = model.get_submodule(writer.name)
+    if writer.norm:
+        return _shift_norm(model, writer, vector)
+    if writer.scale is None:
+        return f"a gate decides for every token how much of {writer.name} is added"
+    scale, bias = writer.scale, "bias"
+    if isinstance(module, nn.Embedding):
+        scale, bias = embedding_scale or writer.scale, "weight"
+    elif is_experts(module):
+        bias = "down_proj_bias"
+    else:
+        switch_on_bias(model, writer.name)
+    if not isinstance(getattr(module, bias, None), nn.Parameter):
+        return f"{writer.name} has no bias and {type(model).__name__} no setting that gives it one"
+    _add(module.get_parameter(bias), vector / scale)
+    return ""
+
+
+def _shift_norm(model: PreTrainedModel, writer: ResidualWriter, vector: Tensor) -> str:
+    name = writer.norm
+    norm = model.get_submodule(name)
+    bias = getattr(norm, "bias", None)
+    if not isinstance(bias, nn.Parameter):
+        return f"{writer.name} writes through {name} ({type(norm).__name__}), which has no bias"
+    _add(bias, vector)
+    return ""
+
+
+def _add(parameter: nn.Parameter, vector: Tensor) -> None:
+    wide = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+    parameter.data.copy_(wide + vector.to(wide))
+
+
+def _logits(layout: ModelLayout, edit: _Shift | None = None, site: Site | None = None) -> Tensor:
+    """Returns the logits of the probe, under an edit of every position if one is given."""
+    tokens = probe_tokens(layout.embedding)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool).cpu()
+    placed = []
+    if edit is not None and site is not None:
+        placed = [PlacedEdit(site, edit, everywhere, everywhere[:, 0])]
+    with editing(layout, placed), torch.no_grad():
+        mask = torch.ones_like(tokens)
+        made = layout.root(input_ids=tokens, attention_mask=mask, use_cache=False)
+    logits: Tensor = made.logits.double()
+    return logits
+
+
+def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
+    """Lists every matrix that writes to the residual stream, the embedding's first.
+
+    Args:
+        layout: Of the model.
+
+    Returns:
+        All writers; what they make is added as it is, or times a factor that they do not change.
+
+    Raises:
+        ModelError: If one was not found or a norm stands between one and the stream.
+    """
+    name = type(layout.root).__name__
+    if not layout.stream_writers:
+        raise ModelError(
+            f"cannot bake into {name}: the matrices whose rows begin the residual stream were not "
+            "found: no one, two or three of the embeddings before the first block add up to its "
+            f"input; {_ADVICE}"
+        )
+    for block in layout.blocks:
+        if block.missing:
+            raise ModelError(f"cannot bake into {name}: {block.missing}; {_ADVICE}")
+    for writer in layout.writers:
+        if writer.norm:
+            kind = type(layout.root.get_submodule(writer.norm)).__name__
+            raise ModelError(
+                f"cannot bake an ablation into {name}: {writer.name} writes through {writer.norm} "
+                f"({kind}), which rescales by all coordinates, so that no change of the matrix is "
+                f"one of the stream; {_ADVICE}"
+            )
+    return layout.writers
+
+
+def _copy_of(lm: LanguageModel) -> PreTrainedModel:
+    """Copies a model whose weights are to change; its head no longer shares the embedding's."""
+    adapted = next((n for n, _ in lm.model.named_parameters() if ".lora_" in n), None)
+    if adapted is not None:
+        raise ModelError(f"{adapted} is an adapter's: merge it first (merge_and_unload of peft)")
+    coarse = next((n for n, p in lm.model.named_parameters() if not p.is_floating_point()), None)
+    if coarse is not None:
+        raise ModelError(f"{coarse} is quantized: load the model in bfloat16 or float32")
+    model = copy.deepcopy(lm.model)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if isinstance(head, nn.Linear) and head.weight is embedding.weight:
+        head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    return model
+
+
+def _checked(what: str, vector: Tensor, lm: LanguageModel) -> Tensor:
+    if vector.ndim != 1 or len(vector) != lm.d_model:
+        raise ShapeError(
+            f"the {what} has shape {list(vector.shape)}, {lm.identity.name} is {lm.d_model} wide: "
+            "carry it through a map first"
+        )
+    wide = vector.detach().double().cpu()
+    if not bool(wide.isfinite().all()):
+        raise NonFiniteError(f"the {what} holds NaN or infinity: compute it from finite states")
+    return wide
+
+
+def _weights(module: nn.Module, d_model: int, name: str) -> Iterator[tuple[nn.Parameter, int]]:
+    """Yields the parameters that make a module's output, with the axis of the output in each."""
+    if is_experts(module):
+        weight: nn.Parameter = module.get_parameter("down_proj")
+        yield weight, _expert_axis(module, weight, d_model, name)
+        biases = dict(module.named_parameters(recurse=False))
+        if "down_proj_bias" in biases:
+            yield biases["down_proj_bias"], 1
+        return
+    weight = module.get_parameter("weight")
+    yield weight, 1 if isinstance(module, Conv1D | nn.Embedding) else 0
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, nn.Parameter):
+        yield bias, 0
+
+
+def _expert_axis(module: nn.Module, weight: Tensor, d_model: int, name: str) -> int:
+    axis = 2 if getattr(module, "is_transposed", False) else 1
+    if weight.ndim != 3 or weight.shape[axis] != d_model:
+        raise ModelError(
+            f"{name}.down_proj has shape {list(weight.shape)}, expected [experts, {d_model}, "
+            f"width] for the experts' writing matrices; {_ADVICE}"
+        )
+    return axis
+
+
+def _project(weight: nn.Parameter, axis: int, unit: Tensor) -> None:
+    """Takes a unit vector out of one axis of a weight, in place."""
+    wide = weight.detach().movedim(axis, -1).to(torch.promote_types(weight.dtype, torch.float32))
+    r = unit.to(wide)
+    clean = wide - (wide @ r)[..., None] * r
+    weight.data.copy_(clean.movedim(-1, axis))
+
+
+def _check_ablated(lm: LanguageModel, model: PreTrainedModel, unit: Tensor) -> None:
+    """Refuses a model whose stream still has a part along the direction."""
+    streams = [Stream.RESID_PRE, Stream.RESID_POST]
+    sites = [Site(layer, stream) for layer in range(lm.n_layers) for stream in streams]
+    for site, states in _probe(find_layout(model), sites).items():
+        wide = states.double()
+        along = (wide @ unit.to(wide)).abs().max()
+        allowed = _ROUNDING * torch.finfo(states.dtype).eps * wide.norm(dim=-1).max()
+        if float(along) > float(allowed):
+            raise ModelError(
+                f"cannot bake an ablation into {type(model).__name__}: {site} still has {along:.2g}"
+                f" along the direction, something else than the matrices that were found writes "
+                f"to the stream; {_ADVICE}"
+            )
+
+
+def _probe(layout: ModelLayout, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    with capturing(layout, sites) as captured, torch.no_grad():
+        tokens = probe_tokens(layout.embedding)
+        layout.root(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        return dict(captured)
