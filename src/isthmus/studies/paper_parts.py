@@ -17,6 +17,7 @@ from isthmus.studies.mapper_validation import validate_map
 from isthmus.studies.multi_layer import study_multi_layer
 from isthmus.studies.noise_study import study_noise
 from isthmus.studies.probe_transfer import transfer_probe
+from isthmus.studies.refusal_study import study_refusal
 from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_study import SwitchStudySizes, study_switch
 from isthmus.tasks import TASKS, task_named
@@ -179,6 +180,23 @@ def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
     return joined("style_multi_layer", studies)
 
 
+def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
+    source, *targets = (f"organism:{name}" for name in organisms_of("assistant"))
+    sizes = {
+        "n_train": scope.pick(80, 160),
+        "n_validation": scope.pick(16, 48),
+        "n_test": scope.pick(48, 162),
+        "n_random": scope.pick(1, 3),
+    }
+    return joined(
+        "refusal_study",
+        [
+            study_refusal(source, target, seed=scope.seed, progress=progress, **sizes)
+            for target in targets[: scope.pick(1, len(targets))]
+        ],
+    )
+
+
 def _switch(scope: Scope, progress: Progress) -> StudyResult:
     sizes = _sizes(scope)
     base, fine_tuned = "organism:llama", "organism:llama-backdoor"
@@ -218,6 +236,11 @@ PARTS: dict[str, Part] = {
     "code": _crossings("code", "code"),
     "refusal": _crossings("refusal", "assistant"),
     "style": _crossings("style", "assistant"),
+    "refusal_study": Part(
+        "Refusal ablated at every site and in the weights, and induced (section 4.3, App. F)",
+        organisms_of("assistant"),
+        _refusal_ablated,
+    ),
     "corrupted": Part(
         "Corrupted capabilities: the ladder from one vector to a virtual prefix (section 4.2)",
         organisms_of("corrupted"),

@@ -170,6 +170,13 @@ class Crossing:
         }
 
     def _note_limits(self, best: Scored, tested: Sequence[Measurement]) -> None:
+        unjudged = {m.condition: m for m in tested if m.metric == "unjudged_rate" and m.value}
+        if unjudged:
+            shares = ", ".join(f"{m.value:.0%} of {name}" for name, m in unjudged.items())
+            self.notes.append(
+                f"the judge came to no verdict on some completions ({shares}): they are in no rate "
+                "of the behaviour, and never a success"
+            )
         undefined = [
             m.metric
             for m in tested
@@ -185,6 +192,11 @@ class Crossing:
             self.notes.append(
                 f"no strength stays within the damage budget of {self.config.max_benign_kl} nats "
                 f"on validation: the least damaging does {best.damage:.3f}"
+            )
+        elif best.accuracy_loss > self.config.max_benign_loss:
+            self.notes.append(
+                f"no strength loses at most {self.config.max_benign_loss:g} of the right answers "
+                f"to benign prompts on validation: the chosen one loses {best.accuracy_loss:.3f}"
             )
 
     def _moments(self) -> PairedMoments:
