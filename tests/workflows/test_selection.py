@@ -22,6 +22,7 @@ from isthmus.workflows.selection import (
     Cell,
     Scored,
     Selector,
+    best_within,
     last_as_good,
     make_selector,
     rank,
@@ -47,7 +48,8 @@ class Place:
         return Arm("native", site or own, POSITIONS, "add", strength, self.direction)
 
     def selector(self, **changes: object) -> Selector:
-        config = small_config(strengths=STRENGTHS, **changes)
+        # Budgets one by one: the other never binds.
+        config = small_config(strengths=STRENGTHS, **({"max_benign_loss": 1.0} | changes))
         bench = Bench(self.bench.lm, self.bench.twins, config)
         return make_selector(bench, recorder(config), SilentProgress())
 
@@ -128,6 +130,42 @@ def test_the_chosen_strength_is_the_most_effective_within_any_damage_budget(plac
         assert chosen.damage <= budget
         assert chosen.arm.strength == max(within, key=lambda s: within[s])
         assert chosen.effect == pytest.approx(within[chosen.arm.strength])
+
+
+SCORED = st.lists(
+    st.builds(
+        Scored,
+        st.just(Arm("native")),
+        st.floats(-1, 1),
+        st.floats(0, 0.2),
+        st.sampled_from([-0.02, 0.0, 0.01, 0.02, 0.3]),
+    ),
+    min_size=1,
+)
+
+
+@settings(deadline=None)
+@given(SCORED)
+def test_a_candidate_that_costs_too_many_right_answers_wins_only_where_all_do(tried: list[Scored]):
+    config = small_config()
+    chosen = best_within(tried, config)
+    within = [one for one in tried if one.damage <= config.max_benign_kl]
+    harmless = [one for one in within if one.accuracy_loss <= config.max_benign_loss]
+    if harmless or within:
+        assert chosen in (harmless or within)
+        assert chosen.effect == max(one.effect for one in harmless or within)
+    else:
+        assert chosen.damage == min(one.damage for one in tried)
+
+
+def test_a_strength_that_loses_right_answers_gives_way_to_one_that_does_not(place: Place):
+    coarse = place.selector().coarse
+    lost = {s: coarse.benign_change(place.arm(s)).accuracy_loss for s in STRENGTHS}
+    assert lost[STRENGTHS[-1]] > 0.01 >= lost[STRENGTHS[0]]
+    budgets = {"max_benign_kl": 100.0, "max_benign_loss": 0.01}
+    chosen = place.selector(**budgets).choose_strength(place.arm())
+    assert lost[chosen.arm.strength] <= 0.01
+    assert chosen.accuracy_loss == pytest.approx(lost[chosen.arm.strength])
 
 
 def test_where_nothing_stays_within_the_budget_the_least_damaging_is_kept(place: Place):
