@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import tiny_model
 from tests.workflows.small import TARGET, brief_config, small_config
+from typing_extensions import override
 
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import SilentProgress
@@ -33,6 +34,8 @@ from isthmus.workflows.twins import read_splits
 
 POSITIONS = "last:3"
 STRENGTHS = (0.25, 1.0, 4.0)
+
+Known = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,48 @@ def test_a_later_layer_that_does_worse_is_not_chosen(place: Place):
     chosen = place.selector(max_benign_kl=100.0).choose_cell("native", cells, make)
     assert chosen.arm.site == Site(0)
     assert chosen.effect > 0.5
+
+
+class Told(Selector):
+    """Knows effect, damage and lost accuracy of every place without measuring."""
+
+    def tell(self, coarse: dict[int, Known], fine: dict[int, dict[float, Known]]) -> None:
+        self.known, self.seen = (coarse, fine), set()
+
+    @override
+    def _scored(self, bench: Bench, arm: Arm) -> Scored:
+        coarse, fine = self.known
+        layer = arm.site.layer
+        if bench is self.coarse:
+            return Scored(arm, *coarse[layer])
+        self.seen.add(layer)
+        return Scored(arm, *fine[layer][arm.strength])
+
+
+@pytest.mark.parametrize(
+    ("later", "layer", "tried"),
+    [
+        ((0.95, 0.01, 0.0), 3, {3}),
+        # One more lost answer on all questions rules out the strength that worked on half of them.
+        ((0.95, 0.01, 0.03), 1, {1, 3}),
+    ],
+)
+def test_where_the_later_layer_disappoints_the_least_damaging_place_is_tried_too(
+    place: Place, later: Known, layer: int, tried: set[int]
+):
+    told = Told(**vars(place.selector(max_benign_kl=0.05, max_benign_loss=0.01)))
+    weak, broken = (0.7, 0.0, 0.0), (0.95, 0.2, 0.4)
+    told.tell(
+        {1: (0.96, 0.001, 0.0), 2: (0.96, 0.005, 0.0), 3: (0.95, 0.01, 0.0)},
+        {
+            1: {0.25: weak, 1.0: (0.96, 0.001, 0.0), 4.0: broken},
+            3: {0.25: weak, 1.0: later, 4.0: broken},
+        },
+    )
+    cells = [Cell(Site(one), POSITIONS) for one in (1, 2, 3)]
+    chosen = told.choose_cell("native", cells, lambda cell: place.arm(site=cell.site))
+    assert (chosen.arm.site, chosen.arm.strength) == (Site(layer), 1.0)
+    assert told.seen == tried
 
 
 def test_everything_that_was_tried_is_recorded_on_validation(place: Place):

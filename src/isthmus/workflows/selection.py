@@ -7,6 +7,9 @@
    the last is taken.
 3. There every strength is scored on all questions; the strongest effect within both budgets is
    kept, with none within both the strongest within that of divergence, else the least damaging.
+4. Where this disappoints (no strength within both budgets, or less effect than half of the
+   questions promised), every strength is also scored at the least damaging of the places that did
+   as well, and the better of the two is kept.
 """
 
 import math
@@ -25,6 +28,8 @@ LATER_LAYER_TOLERANCE = 0.02
 """Effect given up for a later layer; arXiv 2503.04429 takes the last layer that works."""
 
 _RESAMPLES = 400
+_DISAPPOINTS = 0.05
+"""How far all questions may fall behind half of them before another place is tried."""
 _WITHIN_KL = 1
 
 
@@ -112,8 +117,18 @@ class Selector:
         least = min(harm.values())
         effects = {cell: one.effect for cell, one in best.items() if harm[cell] == least}
         strongest = max(effects, key=lambda cell: _order(effects[cell]))
-        chosen = last_as_good(strongest, effects)
-        return self._best(self._doses(self.fine, make(chosen), strengths))
+        later = last_as_good(strongest, effects)
+        found = self._best(self._doses(self.fine, make(later), strengths))
+        hoped = _order(effects[strongest])
+        gentlest = min(
+            (cell for cell in effects if _order(effects[cell]) >= hoped - LATER_LAYER_TOLERANCE),
+            key=lambda cell: best[cell].damage,
+        )
+        is_as_hoped = not _harm(found, self.config) and _order(found.effect) >= hoped - _DISAPPOINTS
+        if gentlest == later or is_as_hoped:
+            return found
+        second = self._best(self._doses(self.fine, make(gentlest), strengths))
+        return self._best([found, second])
 
     def choose_strength(self, arm: Arm) -> Scored:
         """Chooses the strength of an arm whose place is given."""
