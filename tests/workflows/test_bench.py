@@ -64,7 +64,8 @@ def test_right_answers_to_benign_prompts_are_known_without_writing_them(
     assert float(change.is_right.double().mean()) == pytest.approx(accuracy)
     plain = RECORDER.benign(Arm("none"), bench.complete_benign(Arm("none")), bench.benign_turns)
     assert float(change.was_right.double().mean()) == pytest.approx(plain[0].value)
-    assert (change.accuracy_loss > 0) == (strength > 1)
+    assert change.accuracy_loss == pytest.approx(plain[0].value - accuracy)
+    assert strength == 1.0 or change.accuracy_loss > 0.1
 
 
 def test_what_the_untouched_model_says_need_not_be_kept(

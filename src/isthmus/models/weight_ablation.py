@@ -122,7 +122,8 @@ def _unit(direction: Float[Tensor, " d_model"], d_model: int) -> Float[Tensor, "
     norm = direction.double().norm()
     if not bool(norm > 0):
         raise ShapeError("the direction is zero and points nowhere: learn it from other prompts")
-    return direction.double() / norm
+    unit: Tensor = direction.double() / norm
+    return unit
 
 
 def _untie(embedding: nn.Module, head: nn.Module) -> None:

@@ -37,7 +37,7 @@ from isthmus.studies.result import StudyResult
 from isthmus.tasks import task_named
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
-from isthmus.workflows.config import RunConfig
+from isthmus.workflows.config import EditKind, RunConfig
 from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.measuring import Recorder
@@ -50,7 +50,8 @@ POSITIONS = "last:3"
 """Where directions are read, and where they are added."""
 
 BLOCKS, WRITERS = "ablate every resid_post", "ablate every writer"
-WEIGHTS, ADD = "rank-1 weight edit", "add"
+WEIGHTS = "rank-1 weight edit"
+ADD: EditKind = "add"
 """What is done, as `edit` in `results.jsonl`."""
 
 EVERYWHERE = "every token"
@@ -168,13 +169,16 @@ class _Room:
     def ablations(self) -> list[RefusalArm]:
         """Returns every arm that removes one vector at every token."""
         arms: list[RefusalArm] = []
-        for condition, direction in (("native", self.native), ("transferred", self.carried)):
-            vector = self._choose_vector(condition, direction)
+        both = {"native": self.native, "transferred": self.carried}
+        chosen = {name: self._choose_vector(name, direction) for name, direction in both.items()}
+        for condition, vector in chosen.items():
             arms += [self._ablation(edit, condition, vector) for edit in (BLOCKS, WRITERS)]
             arms += self._in_weights(condition, vector)
-        for control, direction, seed in self._controls(at_one_site(self.carried, vector.site)):
+        carried = chosen["transferred"]
+        here = at_one_site(self.carried, carried.site)
+        for control, direction, seed in self._controls(here):
             arms += [
-                self._ablation(edit, control, vector.of(direction), seed)
+                self._ablation(edit, control, carried.of(direction), seed)
                 for edit in (BLOCKS, WRITERS)
             ]
         return arms
