@@ -27,7 +27,7 @@ from isthmus.workflows.controls import control_arms
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
-from isthmus.workflows.selection import Cell, Scored, Selector, make_selector, rank
+from isthmus.workflows.selection import Cell, Scored, Selector, best_within, make_selector
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
@@ -128,7 +128,8 @@ class Crossing:
         rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site))
         scored = self._scored(selector, sources[positions], maps, ridge)
-        best = max(scored, key=lambda method: rank(scored[method]))
+        chosen = best_within(list(scored.values()), self.config)
+        best = next(method for method, one in scored.items() if one is chosen)
         controls = control_arms(
             scored[best].arm,
             sources[positions],

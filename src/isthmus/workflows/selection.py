@@ -8,13 +8,13 @@
 3. There every strength is scored on all questions; the strongest effect within both budgets is
    kept, with none within both the strongest within that of divergence, else the least damaging.
 4. Where this disappoints (no strength within both budgets, or less effect than half of the
-   questions promised), every strength is also scored at the least damaging of the places that did
-   as well, and the better of the two is kept.
+   questions promised), every strength is also scored at the place that, of those that did as well,
+   is damaged least by the larger strength, and the better of the two is kept.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
@@ -106,6 +106,8 @@ class Selector:
         strengths = usable_strengths(self.config.edit, self.config.strengths)
         tried = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
         best: dict[Cell, Scored] = {}
+        # At one and the same strength, so that places compare.
+        at_most: dict[Cell, float] = {}
         with self.progress.stage(f"choose a layer: {name}", len(cells) * len(tried)) as advance:
             for cell in cells:
                 scored = []
@@ -113,6 +115,7 @@ class Selector:
                     scored.append(self._scored(self.coarse, make(cell).at(strength)))
                     advance(1)
                 best[cell] = self._best(scored)
+                at_most[cell] = scored[-1].damage
         harm = {cell: _harm(scored, self.config) for cell, scored in best.items()}
         least = min(harm.values())
         effects = {cell: one.effect for cell, one in best.items() if harm[cell] == least}
@@ -122,7 +125,7 @@ class Selector:
         hoped = _order(effects[strongest])
         gentlest = min(
             (cell for cell in effects if _order(effects[cell]) >= hoped - LATER_LAYER_TOLERANCE),
-            key=lambda cell: best[cell].damage,
+            key=lambda cell: at_most[cell],
         )
         is_as_hoped = not _harm(found, self.config) and _order(found.effect) >= hoped - _DISAPPOINTS
         if gentlest == later or is_as_hoped:
@@ -131,9 +134,25 @@ class Selector:
         return self._best([found, second])
 
     def choose_strength(self, arm: Arm) -> Scored:
-        """Chooses the strength of an arm whose place is given."""
+        """Chooses the strength of an arm whose place is given.
+
+        The choice is made on half of the questions; that it costs few right answers is confirmed on
+        all of them, or the next best is taken.
+        """
         strengths = usable_strengths(self.config.edit, self.config.strengths)
-        return self._best(self._doses(self.coarse, arm, strengths))
+        left = self._doses(self.coarse, arm, strengths)
+        confirmed: list[Scored] = []
+        while left:
+            found = self._best(left)
+            left = [one for one in left if one is not found]
+            if _harm(found, self.config):
+                # What is left does harm on half of the questions already.
+                return self._best([*confirmed, found, *left])
+            lost = self.fine.benign_change(found.arm).accuracy_loss
+            confirmed.append(replace(found, accuracy_loss=max(lost, found.accuracy_loss)))
+            if not _harm(confirmed[-1], self.config):
+                return confirmed[-1]
+        return self._best(confirmed)
 
     def record_doses(self, arm: Arm) -> None:
         """Measures an arm at every strength without choosing, for the dose-response curve."""
