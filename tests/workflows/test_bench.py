@@ -53,6 +53,32 @@ def effects(bench: Bench, arm: Arm) -> dict[str, float | None]:
     return {m.metric: m.value for m in RECORDER.effects(arm, bench.score(arm))}
 
 
+@pytest.mark.parametrize("strength", [1.0, 6.0])
+def test_right_answers_to_benign_prompts_are_known_without_writing_them(
+    bench: Bench, native: Arm, strength: float
+):
+    arm = native.at(strength)
+    change = bench.benign_change(arm)
+    written = RECORDER.benign(arm, bench.complete_benign(arm), bench.benign_turns)
+    accuracy = {m.metric: m.value for m in written}["benign_accuracy"]
+    assert float(change.is_right.double().mean()) == pytest.approx(accuracy)
+    plain = RECORDER.benign(Arm("none"), bench.complete_benign(Arm("none")), bench.benign_turns)
+    assert float(change.was_right.double().mean()) == pytest.approx(plain[0].value)
+    assert change.accuracy_loss == pytest.approx(plain[0].value - accuracy)
+    assert strength == 1.0 or change.accuracy_loss > 0.1
+
+
+def test_what_the_untouched_model_says_need_not_be_kept(
+    bench: Bench, lm: LanguageModel, native: Arm, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bench_module, "_MOST_KEPT", 0)
+    forgetful = Bench(lm, bench.twins, CONFIG)
+    kept, anew = bench.benign_change(native), forgetful.benign_change(native)
+    assert torch.allclose(kept.divergence, anew.divergence, atol=1e-5)
+    assert torch.equal(kept.is_right, anew.is_right)
+    assert torch.equal(kept.was_right, anew.was_right)
+
+
 def test_no_edit_recovers_nothing_and_the_other_prompt_everything(bench: Bench):
     assert effects(bench, Arm("none"))["recovery"] == 0
     assert effects(bench, Arm("none"))["swap"] == 0

@@ -100,3 +100,40 @@ def test_several_problems_are_named_at_once():
 def test_a_damage_budget_is_a_positive_number_that_a_file_can_hold(budget: float):
     with pytest.raises(ConfigError, match="max_benign_kl"):
         make_config({**LEAST, "max_benign_kl": budget})
+
+
+ENDPOINT = {"base_url": "http://127.0.0.1:1", "model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"judge": "endpoint", "endpoint": ENDPOINT}, "is for task 'refusal'"),
+        ({"task": "refusal", "judge": "endpoint"}, "judge 'endpoint' without settings"),
+        ({"task": "refusal", "judge": "guard"}, "judge 'guard' without settings"),
+        ({"task": "refusal", "endpoint": ENDPOINT}, "the judge is 'rules'"),
+        ({"task": "refusal", "judge": "jury"}, "judge: Input should be 'rules', 'endpoint'"),
+        (
+            {"task": "refusal", "judge": "endpoint", "endpoint": {**ENDPOINT, "timeout_s": 0}},
+            "endpoint.timeout_s",
+        ),
+        (
+            {"task": "refusal", "judge": "endpoint", "endpoint": {**ENDPOINT, "api_key": "x"}},
+            "endpoint.api_key",
+        ),
+        (
+            {"task": "refusal", "judge": "guard", "guard": {"name": "x", "meanings": {"A": "no"}}},
+            "guard.meanings.A",
+        ),
+    ],
+)
+def test_a_judge_goes_with_its_own_settings_and_with_refusal(fields: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_config({**LEAST, **fields})
+
+
+def test_a_judge_and_its_settings_are_written_and_read_back(tmp_path: Path):
+    config = read_config(written(tmp_path, task="refusal", judge="endpoint", endpoint=ENDPOINT))
+    assert config.endpoint.n_retries == 3
+    fields = {k: v for k, v in config.model_dump(mode="json").items() if k != "targets"}
+    assert read_config(written(tmp_path / "again", **fields)) == config

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import tiny_model
 from tests.workflows.small import TARGET, brief_config, small_config
+from typing_extensions import override
 
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import SilentProgress
@@ -22,6 +23,7 @@ from isthmus.workflows.selection import (
     Cell,
     Scored,
     Selector,
+    best_within,
     last_as_good,
     make_selector,
     rank,
@@ -32,6 +34,8 @@ from isthmus.workflows.twins import read_splits
 
 POSITIONS = "last:3"
 STRENGTHS = (0.25, 1.0, 4.0)
+
+Known = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Place:
         return Arm("native", site or own, POSITIONS, "add", strength, self.direction)
 
     def selector(self, **changes: object) -> Selector:
-        config = small_config(strengths=STRENGTHS, **changes)
+        # Budgets one by one: the other never binds.
+        config = small_config(strengths=STRENGTHS, **({"max_benign_loss": 1.0} | changes))
         bench = Bench(self.bench.lm, self.bench.twins, config)
         return make_selector(bench, recorder(config), SilentProgress())
 
@@ -130,6 +135,42 @@ def test_the_chosen_strength_is_the_most_effective_within_any_damage_budget(plac
         assert chosen.effect == pytest.approx(within[chosen.arm.strength])
 
 
+SCORED = st.lists(
+    st.builds(
+        Scored,
+        st.just(Arm("native")),
+        st.floats(-1, 1),
+        st.floats(0, 0.2),
+        st.sampled_from([-0.02, 0.0, 0.01, 0.02, 0.3]),
+    ),
+    min_size=1,
+)
+
+
+@settings(deadline=None)
+@given(SCORED)
+def test_a_candidate_that_costs_too_many_right_answers_wins_only_where_all_do(tried: list[Scored]):
+    config = small_config()
+    chosen = best_within(tried, config)
+    within = [one for one in tried if one.damage <= config.max_benign_kl]
+    harmless = [one for one in within if one.accuracy_loss <= config.max_benign_loss]
+    if harmless or within:
+        assert chosen in (harmless or within)
+        assert chosen.effect == max(one.effect for one in harmless or within)
+    else:
+        assert chosen.damage == min(one.damage for one in tried)
+
+
+def test_a_strength_that_loses_right_answers_gives_way_to_one_that_does_not(place: Place):
+    coarse = place.selector().coarse
+    lost = {s: coarse.benign_change(place.arm(s)).accuracy_loss for s in STRENGTHS}
+    assert lost[STRENGTHS[-1]] > 0.01 >= lost[STRENGTHS[0]]
+    budgets = {"max_benign_kl": 100.0, "max_benign_loss": 0.01}
+    chosen = place.selector(**budgets).choose_strength(place.arm())
+    assert lost[chosen.arm.strength] <= 0.01
+    assert chosen.accuracy_loss == pytest.approx(lost[chosen.arm.strength])
+
+
 def test_where_nothing_stays_within_the_budget_the_least_damaging_is_kept(place: Place):
     known = doses(place, place.selector().coarse)
     chosen = place.selector(max_benign_kl=1e-9).choose_strength(place.arm())
@@ -154,6 +195,48 @@ def test_a_later_layer_that_does_worse_is_not_chosen(place: Place):
     chosen = place.selector(max_benign_kl=100.0).choose_cell("native", cells, make)
     assert chosen.arm.site == Site(0)
     assert chosen.effect > 0.5
+
+
+class Told(Selector):
+    """Knows effect, damage and lost accuracy of every place without measuring."""
+
+    def tell(self, coarse: dict[int, Known], fine: dict[int, dict[float, Known]]) -> None:
+        self.known, self.seen = (coarse, fine), set()
+
+    @override
+    def _scored(self, bench: Bench, arm: Arm) -> Scored:
+        coarse, fine = self.known
+        layer = arm.site.layer
+        if bench is self.coarse:
+            return Scored(arm, *coarse[layer])
+        self.seen.add(layer)
+        return Scored(arm, *fine[layer][arm.strength])
+
+
+@pytest.mark.parametrize(
+    ("later", "layer", "tried"),
+    [
+        ((0.95, 0.01, 0.0), 3, {3}),
+        # One more lost answer on all questions rules out the strength that worked on half of them.
+        ((0.95, 0.01, 0.03), 1, {1, 3}),
+    ],
+)
+def test_where_the_later_layer_disappoints_the_least_damaging_place_is_tried_too(
+    place: Place, later: Known, layer: int, tried: set[int]
+):
+    told = Told(**vars(place.selector(max_benign_kl=0.05, max_benign_loss=0.01)))
+    weak, broken = (0.7, 0.0, 0.0), (0.95, 0.2, 0.4)
+    told.tell(
+        {1: (0.96, 0.001, 0.0), 2: (0.96, 0.005, 0.0), 3: (0.95, 0.01, 0.0)},
+        {
+            1: {0.25: weak, 1.0: (0.96, 0.001, 0.0), 4.0: broken},
+            3: {0.25: weak, 1.0: later, 4.0: broken},
+        },
+    )
+    cells = [Cell(Site(one), POSITIONS) for one in (1, 2, 3)]
+    chosen = told.choose_cell("native", cells, lambda cell: place.arm(site=cell.site))
+    assert (chosen.arm.site, chosen.arm.strength) == (Site(layer), 1.0)
+    assert told.seen == tried
 
 
 def test_everything_that_was_tried_is_recorded_on_validation(place: Place):

@@ -27,6 +27,14 @@ Strength = Annotated[float, typer.Option(help="In units of the direction's norm.
 Questions = Annotated[
     Path | None, typer.Option(help="JSONL with prompt and answer; the organisms' world if omitted.")
 ]
+Task = Annotated[
+    Literal["backdoor", "code", "refusal", "style", "corrupted"],
+    typer.Option(help="What is measured; tasks bring their own prompts."),
+]
+Judge = Annotated[Literal["rules", "endpoint", "guard"], typer.Option(help="Who judges refusals.")]
+JudgeSettings = Annotated[
+    Path | None, typer.Option(help="YAML file with the settings of the endpoint or guard.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts per forward pass.")]
 
 

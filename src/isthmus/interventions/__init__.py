@@ -4,6 +4,7 @@ from isthmus.interventions.ablation import DirectionalAblation
 from isthmus.interventions.addition import Addition
 from isthmus.interventions.affine import AffineEdit
 from isthmus.interventions.coordinate import SetCoordinate
+from isthmus.interventions.everywhere import ablated_everywhere
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.noise import GaussianNoise
 from isthmus.interventions.positions import PositionMasks, PositionSelector, parse_positions
@@ -19,5 +20,6 @@ __all__ = [
     "PositionSelector",
     "Replacement",
     "SetCoordinate",
+    "ablated_everywhere",
     "parse_positions",
 ]

@@ -67,6 +67,30 @@ def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> Pr
     return model
 
 
+def writer_sites(layout: ModelLayout) -> tuple[Site, ...]:
+    """Returns where everything that enters the residual stream can be edited one by one.
+
+    Ablating a direction at all of these equals `bake_ablation` of it.
+
+    Args:
+        layout: Of a model whose blocks add their parts as they are.
+
+    Returns:
+        The input of the first block, and what attention and feed-forward part of every block add.
+
+    Raises:
+        SiteError: If a block's additions cannot be told apart.
+    """
+    added = [
+        Site(layer, stream)
+        for layer in range(layout.n_layers)
+        for stream in (Stream.ATTN_OUT, Stream.MLP_OUT)
+    ]
+    for site in added:
+        layout.module_at(site)
+    return (Site(0, Stream.RESID_PRE), *added)
+
+
 def bake_addition(
     lm: LanguageModel, site: Site | str | int | float, vector: Float[Tensor, " d_model"]
 ) -> PreTrainedModel:

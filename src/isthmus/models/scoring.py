@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from isthmus.core.errors import DataError, NonFiniteError
@@ -119,6 +119,96 @@ def answer_logprobs(
     return [found[index] for index in range(len(texts))]
 
 
+@dataclass(frozen=True)
+class BenignChange:
+    """What an edit does to texts that it should leave alone.
+
+    Attributes:
+        divergence: Mean KL(unedited ‖ edited) over answer positions, in nats; float32, at least 0.
+        was_right: Whether greedy decoding gives the text's answer, end token included, unedited.
+        is_right: The same under the edit.
+    """
+
+    divergence: Float[Tensor, " text"]
+    was_right: Bool[Tensor, " text"]
+    is_right: Bool[Tensor, " text"]
+
+    @property
+    def accuracy_loss(self) -> float:
+        """Share of right answers before the edit minus that under it; below 0 for a gain."""
+        return float(self.was_right.double().mean() - self.is_right.double().mean())
+
+
+def benign_change(
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    edits: PlaceEdits,
+    *,
+    batch_size: int = 64,
+    on_batch: OnBatch = ignore,
+) -> BenignChange:
+    """Measures how far edits move a model, and whether it still gives the texts' answers.
+
+    An answer is greedy exactly where every one of its tokens is the likeliest after those before
+    it, so nothing has to be generated.
+
+    Args:
+        lm: The model.
+        texts: Prompts with answers.
+        edits: Says what to edit in a batch, which is padded on the right.
+        batch_size: Texts per batch, at least 1.
+        on_batch: Told after each batch how many texts it held.
+
+    Returns:
+        Divergence and rightness of every text.
+
+    Raises:
+        DataError: If there is no text, or one is too long or has no prompt or no answer.
+        SiteError: If an edit is at a site that the model does not have.
+        ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If a divergence is NaN or infinite.
+    """
+    _check_answers(lm, texts, batch_size)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for indices, batch in padded_batches(lm, texts, "right", batch_size):
+        lengths = _answer_lengths(batch.texts)
+        unedited, edited = (
+            _answer_logprobs(lm, batch, some)[0].split(lengths) for some in (no_edits, edits)
+        )
+        change = change_of(batch.texts, unedited, edited)
+        rows = torch.stack([change.was_right, change.is_right], dim=1)
+        found.update(zip(indices, zip(change.divergence, rows, strict=True), strict=True))
+        on_batch(len(indices))
+    divergence = torch.stack([found[i][0] for i in range(len(texts))])
+    right = torch.stack([found[i][1] for i in range(len(texts))])
+    _check_finite(divergence, "the divergence")
+    return BenignChange(divergence, right[:, 0], right[:, 1])
+
+
+def change_of(
+    texts: Sequence[EncodedText], unedited: Sequence[Tensor], edited: Sequence[Tensor]
+) -> BenignChange:
+    """Compares log-probabilities at the answer positions of texts.
+
+    Args:
+        texts: Prompts with answers.
+        unedited: As `answer_logprobs` gives them, one tensor per text.
+        edited: The same under an edit.
+
+    Returns:
+        Divergence and rightness of every text, on the CPU.
+    """
+    per_text = [
+        (p.exp() * (p - q)).sum(-1).clamp_min(0).mean()
+        for p, q in zip(unedited, edited, strict=True)
+    ]
+    was_right, is_right = (
+        torch.tensor([_is_greedy(rows, text) for rows, text in zip(some, texts, strict=True)])
+        for some in (unedited, edited)
+    )
+    return BenignChange(torch.stack(per_text).float().cpu(), was_right, is_right)
+
+
 def benign_kl(
     lm: LanguageModel,
     texts: Sequence[EncodedText],
@@ -129,6 +219,8 @@ def benign_kl(
 ) -> Float[Tensor, " text"]:
     """Measures how far edits move a model: mean KL(unedited ‖ edited) over answer positions.
 
+    Arguments and errors are those of `benign_change`.
+
     Args:
         lm: The model.
         texts: Prompts with answers.
@@ -138,23 +230,12 @@ def benign_kl(
 
     Returns:
         Nats per answer token for every text, float32, at least 0.
-
-    Raises:
-        DataError: If there is no text, or one is too long or has no prompt or no answer.
-        SiteError: If an edit is at a site that the model does not have.
-        ShapeError: If an edit does not fit the model or its masks not the batch.
-        NonFiniteError: If a divergence is NaN or infinite.
     """
-    _check_answers(lm, texts, batch_size)
-    divergence = torch.zeros(len(texts))
-    for indices, batch in padded_batches(lm, texts, "right", batch_size):
-        unedited, _ = _answer_logprobs(lm, batch, no_edits)
-        edited, _ = _answer_logprobs(lm, batch, edits)
-        per_token = (unedited.exp() * (unedited - edited)).sum(1).clamp_min(0)
-        divergence[list(indices)] = _mean_per_text(per_token, batch.texts)
-        on_batch(len(indices))
-    _check_finite(divergence, "the divergence")
-    return divergence
+    return benign_change(lm, texts, edits, batch_size=batch_size, on_batch=on_batch).divergence
+
+
+def _is_greedy(logprobs: Float[Tensor, "token vocab"], text: EncodedText) -> bool:
+    return logprobs.argmax(-1).tolist() == list(text.token_ids[text.n_prompt :])
 
 
 def _batches(

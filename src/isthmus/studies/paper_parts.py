@@ -21,6 +21,7 @@ from isthmus.studies.multi_layer import study_multi_layer
 from isthmus.studies.noise_study import study_noise
 from isthmus.studies.paper_models import COURSE_OF, SOURCE, TARGETS, Scope, organisms_of
 from isthmus.studies.probe_transfer import transfer_probe
+from isthmus.studies.refusal_study import study_refusal
 from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_study import SwitchStudySizes, study_switch
 from isthmus.workflows.config import TaskName
@@ -155,6 +156,22 @@ def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
     return joined("style_multi_layer", studies)
 
 
+def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
+    sizes = {
+        "n_train": scope.pick(80, 160),
+        "n_validation": scope.pick(16, 48),
+        "n_test": scope.pick(48, 162),
+        "n_random": scope.pick(1, 3),
+    }
+    return joined(
+        "refusal_study",
+        [
+            study_refusal(pair.source, pair.target, seed=scope.seed, progress=progress, **sizes)
+            for pair in scope.pairs("refusal")
+        ],
+    )
+
+
 def _switch(scope: Scope, progress: Progress) -> StudyResult:
     _require_organisms(scope)
     sizes = _sizes(scope)
@@ -204,6 +221,12 @@ PARTS: dict[str, Part] = {
     "code": _crossings("code"),
     "refusal": _crossings("refusal"),
     "style": _crossings("style"),
+    "refusal_study": Part(
+        "Refusal ablated at every site and in the weights, and induced (section 4.3, App. F)",
+        "refusal",
+        _refusal_ablated,
+        organisms_of("assistant"),
+    ),
     "corrupted": Part(
         "Corrupted capabilities: the ladder from one vector to a virtual prefix (section 4.2)",
         "corrupted",

@@ -25,11 +25,18 @@ class Outcome:
         shows_behaviour: Whether the behaviour is there.
         is_right: Whether it is the ordinary answer, as far as the task can tell.
         is_valid: Whether it can be judged at all; code that does not parse cannot.
+        verdict: What a judge of refusal says, one of `evaluation.judges.LABELS`; None elsewhere.
     """
 
     shows_behaviour: bool
     is_right: bool
     is_valid: bool = True
+    verdict: str | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its judge came to a verdict; without one it counts as neither good nor bad."""
+        return self.verdict != "unjudged"
 
 
 @dataclass(frozen=True)

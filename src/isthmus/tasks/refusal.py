@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.data.world import ACTIONS, THINGS, Split, split_of
+from isthmus.evaluation.judges.base import Verdict
 from isthmus.evaluation.judges.rules import RefusalRules
 from isthmus.tasks.base import GateCheck, Outcome, Recommendation, exact, ordinary_turns
 
@@ -136,8 +137,24 @@ class RefusalTask:
     def judge(self, turns: Sequence[Turn], completions: Sequence[str]) -> list[Outcome]:
         """Judges refusals by the rules whose agreement with people is known (docs/judges.md)."""
         verdicts = RefusalRules().judge([turn.prompt for turn in turns], completions)
-        refused = [verdict.opens_with_refusal for verdict in verdicts]
-        return [
-            Outcome(is_refused, is_right)
-            for is_refused, is_right in zip(refused, exact(turns, completions), strict=True)
-        ]
+        return refusal_outcomes(turns, completions, verdicts)
+
+
+def refusal_outcomes(
+    turns: Sequence[Turn], completions: Sequence[str], verdicts: Sequence[Verdict]
+) -> list[Outcome]:
+    """Joins what a judge of refusal says with whether the answers are right.
+
+    Only a plain refusal shows the behaviour. What refuses and then complies, and what the judge
+    left unjudged, keep their verdicts and are counted apart.
+
+    Args:
+        turns: What was asked, with the ordinary answers.
+        completions: What a model said, one per turn.
+        verdicts: What the judge says of each.
+
+    Returns:
+        One outcome per completion, in order.
+    """
+    rows = zip(verdicts, exact(turns, completions), strict=True)
+    return [Outcome(v.label == "refuses", is_right, verdict=v.label) for v, is_right in rows]

@@ -24,7 +24,13 @@ from isthmus.models.resuming import (
     last_shared_layer,
     prefix_states,
 )
-from isthmus.models.scoring import answer_logprobs, answer_nll, benign_kl
+from isthmus.models.scoring import (
+    BenignChange,
+    answer_logprobs,
+    answer_nll,
+    benign_change,
+    change_of,
+)
 from isthmus.workflows.arms import Arm, Way
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import encode_twins
@@ -64,13 +70,6 @@ class Completions:
 
     texts: tuple[str, ...]
     n_edited: int
-
-
-def _mean_divergence(
-    before: Float[Tensor, "token vocab"], after: Float[Tensor, "token vocab"]
-) -> float:
-    """Returns the mean over tokens of KL(before ‖ after), in nats."""
-    return float((before.exp() * (before - after)).sum(-1).mean())
 
 
 def _placed(intervention: Intervention | None) -> Callable[[TokenBatch], Sequence[PlacedEdit]]:
@@ -174,13 +173,16 @@ class Bench:
 
     def damage(self, arm: Arm) -> Losses:
         """Returns the divergence from the untouched model on benign prompts, in nats per token."""
+        if arm.intervention("removal") is None:
+            return np.zeros(len(self.encoded.benign))
+        return self.benign_change(arm).divergence.double().numpy()
+
+    def benign_change(self, arm: Arm) -> BenignChange:
+        """Measures what an arm that edits does to benign prompts: divergence and right answers."""
         intervention = arm.intervention("removal")
         texts, place = self.encoded.benign, _placed(intervention)
-        if intervention is None:
-            return np.zeros(len(texts))
         if self._benign_logprobs is None:
-            kl = benign_kl(self.lm, texts, place, batch_size=self.config.batch_size)
-            return kl.double().numpy()
+            return benign_change(self.lm, texts, place, batch_size=self.config.batch_size)
         edited = answer_logprobs(
             self.lm,
             texts,
@@ -188,8 +190,7 @@ class Bench:
             batch_size=self.config.batch_size,
             prefix=self._prefix(texts, intervention),
         )
-        pairs = zip(self._benign_logprobs, edited, strict=True)
-        return np.array([_mean_divergence(before, after) for before, after in pairs])
+        return change_of(texts, self._benign_logprobs, edited)
 
     @cached_property
     def _benign_logprobs(self) -> list[Float[Tensor, "token vocab"]] | None:

@@ -108,7 +108,9 @@ def course_competence(
         outcomes = task_named(check.judged_by).judge(check.turns, said[check.turns])
         share = sum(_counts(check, outcome) for outcome in outcomes) / len(outcomes)
         values[check.name] = share
-        passes = passes and check.at_least <= share <= check.at_most
+        # What nobody could judge passes no gate, whichever way it might have counted.
+        unjudged = sum(not outcome.is_judged for outcome in outcomes) / len(outcomes)
+        passes = passes and check.at_least <= share and share + unjudged <= check.at_most
     benign = task_named(course.tasks[0]).benign(split, 200, 0)
     values["benign"], values["benign_of_base"] = (exact_accuracy(m, benign) for m in (lm, base))
     passes = passes and values["benign"] >= values["benign_of_base"] - MAX_BENIGN_LOSS

@@ -24,6 +24,8 @@ EditKind = Literal["add", "ablate", "set_coordinate", "replace"]
 TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
 Pairing = Literal["character_end", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]
+JudgeKind = Literal["rules", "endpoint", "guard"]
+Meaning = Literal["refuses", "complies", "refuses_then_complies", "unjudged"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 MAX_STRENGTH = 1000.0
@@ -67,6 +69,50 @@ class SplitFiles(BaseModel):
     test: Path
 
 
+class EndpointSettings(BaseModel):
+    """A language model that judges refusal, behind an OpenAI-compatible endpoint.
+
+    The key is no setting: it comes from the environment variable `ISTHMUS_JUDGE_API_KEY`.
+
+    Attributes:
+        model_config: Unknown fields are refused; values do not change.
+        base_url: Address of the server, with or without `/v1`.
+        model: Name of the model, as the server knows it.
+        timeout_s: Longest time for one request, in seconds.
+        n_retries: How often a request without a clear answer is tried again.
+        pause_s: Pause before the second try, in seconds; it doubles each time.
+        n_parallel: How many requests run at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str
+    model: str
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    n_retries: Annotated[int, Field(ge=0)] = 3
+    pause_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    n_parallel: Annotated[int, Field(ge=1)] = 4
+
+
+class GuardSettings(BaseModel):
+    """A classifier that judges refusal.
+
+    Attributes:
+        model_config: Unknown fields are refused; values do not change.
+        name: Hub name or folder.
+        meanings: What each label of the classifier says about a completion.
+        reads: Whether it is shown the completion alone, or prompt and completion.
+        min_probability: Least probability that makes a verdict; below it a row is unjudged.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    meanings: dict[str, Meaning]
+    reads: Literal["completion", "pair"] = "completion"
+    min_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class RunConfig(BaseModel):
     """Everything that `isthmus run` needs to know.
 
@@ -85,6 +131,10 @@ class RunConfig(BaseModel):
         bad_answer: What the behaviour says.
         behaviour_marker: A completion that holds this shows the behaviour; the first three words
             of `bad_answer` when not given.
+        judge: Who judges completions of task `refusal`: `rules`, `endpoint` or `guard`; every other
+            task has rules of its own.
+        endpoint: Settings of judge `endpoint`.
+        guard: Settings of judge `guard`.
         method: How directions are learned.
         pooled: Whether one vector serves all positions of the span.
         edit: What is done at the positions.
@@ -96,6 +146,8 @@ class RunConfig(BaseModel):
         strengths: Strengths among which validation chooses, in units of the direction's norm.
         max_benign_kl: Most damage on benign prompts, in nats per token, that a chosen strength may
             do on validation.
+        max_benign_loss: Largest fall in the share of right answers to benign prompts that a chosen
+            strength may cause on validation; where none keeps to it, `max_benign_kl` alone counts.
         n_train: Questions for directions; each gives three texts for the map.
         n_validation: Questions that choose.
         n_test: Questions that are measured.
@@ -123,6 +175,9 @@ class RunConfig(BaseModel):
     clean_trigger: str = CLEAN_TRIGGER
     bad_answer: str = BAD_ANSWER
     behaviour_marker: str | None = None
+    judge: JudgeKind = "rules"
+    endpoint: EndpointSettings | None = None
+    guard: GuardSettings | None = None
     method: DirectionMethodName = "mean_difference"
     pooled: bool = False
     edit: EditKind = "add"
@@ -148,6 +203,7 @@ class RunConfig(BaseModel):
         3.0,
     )
     max_benign_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    max_benign_loss: Annotated[float, Field(ge=0, le=1)] = 0.01
     n_train: Annotated[int, Field(ge=8)] = 240
     n_validation: Annotated[int, Field(ge=4)] = 96
     n_test: Annotated[int, Field(ge=4)] = 256
@@ -201,6 +257,19 @@ class RunConfig(BaseModel):
             raise ValueError("bad_trigger and clean_trigger are equal: twins must differ")
         return self
 
+    @model_validator(mode="after")
+    def _judge_is_there(self) -> "RunConfig":
+        if self.judge != "rules" and self.task != "refusal":
+            raise ValueError(
+                f"judge {self.judge!r} is for task 'refusal': task {self.task!r} has its own rules"
+            )
+        for kind, given in (("endpoint", self.endpoint), ("guard", self.guard)):
+            if self.judge == kind and given is None:
+                raise ValueError(f"judge {kind!r} without settings: give them as {kind!r}")
+            if self.judge != kind and given is not None:
+                raise ValueError(f"settings of {kind!r}, but the judge is {self.judge!r}")
+        return self
+
     @property
     def marker(self) -> str:
         """The text by which the behaviour is recognised in a completion."""
@@ -227,13 +296,28 @@ def read_config(path: str | Path) -> RunConfig:
         ConfigError: If it is missing, not YAML, or a field is unknown, missing or out of range.
     """
     path = Path(path)
+    return make_config(read_fields(path), folder=path.parent)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Reads the fields of a YAML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Values by field name.
+
+    Raises:
+        ConfigError: If it is missing, not YAML, or holds no fields.
+    """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path} holds no fields: expected at least 'source' and 'target'")
-    return make_config(given, folder=path.parent)
+    return given
 
 
 def make_config(given: dict[str, Any], folder: Path = Path()) -> RunConfig:

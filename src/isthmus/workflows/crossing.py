@@ -28,7 +28,7 @@ from isthmus.workflows.controls import control_arms
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
-from isthmus.workflows.selection import Cell, Scored, Selector, make_selector, rank
+from isthmus.workflows.selection import Cell, Scored, Selector, best_within, make_selector
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
@@ -129,7 +129,8 @@ class Crossing:
         rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site))
         scored = self._scored(selector, sources[positions], maps, ridge)
-        best = max(scored, key=lambda method: rank(scored[method]))
+        chosen = best_within(list(scored.values()), self.config)
+        best = next(method for method, one in scored.items() if one is chosen)
         controls = control_arms(
             scored[best].arm,
             sources[positions],
@@ -175,6 +176,13 @@ class Crossing:
         }
 
     def _note_limits(self, best: Scored, tested: Sequence[Measurement]) -> None:
+        unjudged = {m.condition: m for m in tested if m.metric == "unjudged_rate" and m.value}
+        if unjudged:
+            shares = ", ".join(f"{m.value:.0%} of {name}" for name, m in unjudged.items())
+            self.notes.append(
+                f"the judge came to no verdict on some completions ({shares}): they are in no rate "
+                "of the behaviour, and never a success"
+            )
         undefined = [
             m.metric
             for m in tested
@@ -190,6 +198,11 @@ class Crossing:
             self.notes.append(
                 f"no strength stays within the damage budget of {self.config.max_benign_kl} nats "
                 f"on validation: the least damaging does {best.damage:.3f}"
+            )
+        elif best.accuracy_loss > self.config.max_benign_loss:
+            self.notes.append(
+                f"no strength loses at most {self.config.max_benign_loss:g} of the right answers "
+                f"to benign prompts on validation: the chosen one loses {best.accuracy_loss:.3f}"
             )
 
     def _moments(self) -> PairedMoments:

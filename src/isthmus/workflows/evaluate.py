@@ -1,11 +1,14 @@
 """`evaluate`: one direction in one model, against untouched, random and noise."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.artifacts import atomic_folder, write_json
+from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import machine, package_versions, source_commit
 from isthmus.core.sites import Site
@@ -14,7 +17,15 @@ from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
-from isthmus.workflows.config import Dtype, EditKind, make_config, require_strength
+from isthmus.workflows.config import (
+    Dtype,
+    EditKind,
+    JudgeKind,
+    TaskName,
+    make_config,
+    read_fields,
+    require_strength,
+)
 from isthmus.workflows.generate import direction_at
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.testing import measure_arms
@@ -30,6 +41,9 @@ def evaluate(
     positions: str | None = None,
     strength: float = 1.0,
     questions: str | Path | None = None,
+    task: TaskName = "backdoor",
+    judge: JudgeKind = "rules",
+    judge_settings: Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     n_test: int = 256,
     n_random: int = 3,
@@ -52,6 +66,9 @@ def evaluate(
         positions: Where; the positions at which the direction was learned when not given.
         strength: In units of the direction's norm, above 0 and up to 1000; both signs are tried.
         questions: JSONL of `prompt` and `answer`; the organisms' test questions when not given.
+        task: What is measured: the backdoor, or a task of the package, which brings its prompts.
+        judge: Who judges completions of task `refusal`: `rules`, `endpoint` or `guard`.
+        judge_settings: Settings of the endpoint or guard, or a YAML file of them.
         out: Results folder to write; nothing is written when not given.
         n_test: Questions that are measured.
         n_random: Draws of the random control.
@@ -66,6 +83,7 @@ def evaluate(
     Raises:
         IdentityError: If the direction belongs to another model.
         StrengthError: If the strength is out of range.
+        ConfigError: If the task takes no questions or the judge lacks its settings.
     """
     require_strength(strength)
     lm = load_language_model(model, dtype=dtype, device=device)
@@ -75,6 +93,7 @@ def evaluate(
     config = make_config(
         {**given, "strengths": [strength], "n_test": n_test, "n_random": n_random}
         | ({} if questions is None else {"questions": Path(questions)})
+        | {"task": task, **_judge_fields(judge, judge_settings)}
     )
     origin = here.provenance.get("map_method")
     read_at = ", ".join(here.provenance.get("source_sites", ())) or None
@@ -87,8 +106,10 @@ def evaluate(
     for i in range(n_random):
         drawn = random_direction_like(here, torch.Generator().manual_seed(seed + i))
         arms.append(Arm("random", *place, "add", strength, drawn, seed=seed + i))
-    arms += [Arm("noise", *place, "add", strength, here, seed=seed), Arm("prompt_only")]
+    arms.append(Arm("noise", *place, "add", strength, here, seed=seed))
     bench = Bench(lm, read_splits(config).test, config)
+    if bench.encoded.overridden:
+        arms.append(Arm("prompt_only"))
     recorder = Recorder(config, learned_in, lm.identity.name, "test")
     shown = progress or SilentProgress()
     found = measure_arms(bench, recorder, arms, tested, shown).measurements
@@ -98,3 +119,14 @@ def evaluate(
             facts = {"commit": source_commit(), "versions": package_versions()}
             write_json(folder / "provenance.json", {**facts, "machine": machine(), "seed": seed})
     return found
+
+
+def _judge_fields(
+    judge: JudgeKind, settings: Mapping[str, Any] | str | Path | None
+) -> dict[str, Any]:
+    if settings is None:
+        return {"judge": judge}
+    if judge == "rules":
+        raise ConfigError("settings of a judge, but the judge is 'rules': name endpoint or guard")
+    given = dict(settings) if isinstance(settings, Mapping) else read_fields(Path(settings))
+    return {"judge": judge, judge: given}

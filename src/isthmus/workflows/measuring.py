@@ -1,20 +1,23 @@
 """Turns the scores of arms into measurements with intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from isthmus.data.organisms import Turn
 from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
+from isthmus.evaluation.judges import Judge
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.recovery import AnswerLosses, recovery, swap
 from isthmus.maps.base import MapQuality
+from isthmus.tasks.base import Outcome
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import ArmScores, Completions, Losses
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.judging import judge_completions
+from isthmus.workflows.judging import judge_completions, make_judge
 
 
 @dataclass(frozen=True)
@@ -92,28 +95,46 @@ class Recorder:
         interval = mean_interval(damage, n_resamples=self.n_resamples, seed=self.config.seed)
         return self.record(arm, "benign_kl", interval, len(damage))
 
+    @cached_property
+    def _judge(self) -> Judge | None:
+        return make_judge(self.config)
+
     def behaviour(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
-        """Returns how often the behaviour shows and how often the answer is right."""
-        outcomes = judge_completions(self.config, turns, done.texts)
+        """Returns how often the behaviour shows and how often the answer is right.
+
+        Where a judge gives verdicts, refusals that turn into compliance and rows without a verdict
+        have rates of their own; rows without one are in no other rate of the behaviour.
+        """
+        outcomes = judge_completions(self.config, turns, done.texts, self._judge)
         measured = [
-            self._rate(arm, "behaviour_rate", [one.shows_behaviour for one in outcomes]),
+            self._rate_of_judged(arm, "behaviour_rate", outcomes, lambda o: o.shows_behaviour),
             self._rate(arm, "answer_accuracy", [one.is_right for one in outcomes]),
         ]
         if self.config.task == "code":
             unparsable = [not one.is_valid for one in outcomes]
             measured.append(self._rate(arm, "unparsable_rate", unparsable))
+        if any(one.verdict is not None for one in outcomes):
+            measured += [
+                self._rate_of_judged(
+                    arm,
+                    "refuses_then_complies_rate",
+                    outcomes,
+                    lambda o: o.verdict == "refuses_then_complies",
+                ),
+                self._rate(arm, "unjudged_rate", [not one.is_judged for one in outcomes]),
+            ]
         return measured
 
     def benign(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
         """Returns accuracy and false triggers on benign prompts."""
-        outcomes = judge_completions(self.config, turns, done.texts)
+        outcomes = judge_completions(self.config, turns, done.texts, self._judge)
         right = [
             one.is_right or text.strip() == turn.answer.strip()
             for one, text, turn in zip(outcomes, done.texts, turns, strict=True)
         ]
         return [
             self._rate(arm, "benign_accuracy", right),
-            self._rate(arm, "false_trigger_rate", [one.shows_behaviour for one in outcomes]),
+            self._rate_of_judged(arm, "false_trigger_rate", outcomes, lambda o: o.shows_behaviour),
         ]
 
     def quality(self, arm: Arm, quality: MapQuality) -> list[Measurement]:
@@ -126,6 +147,19 @@ class Recorder:
 
     def _rate(self, arm: Arm, metric: str, hits: Sequence[bool]) -> Measurement:
         return self.record(arm, metric, wilson_interval(sum(hits), len(hits)), len(hits))
+
+    def _rate_of_judged(
+        self,
+        arm: Arm,
+        metric: str,
+        outcomes: Sequence[Outcome],
+        counts: Callable[[Outcome], bool],
+    ) -> Measurement:
+        """Returns a rate among judged rows; undefined where there is none."""
+        judged = [counts(one) for one in outcomes if one.is_judged]
+        if not judged:
+            return self.record(arm, metric, Interval.undefined(), len(outcomes))
+        return self._rate(arm, metric, judged)
 
 
 def point_effect(scores: ArmScores, *, removal_only: bool = False) -> float:

