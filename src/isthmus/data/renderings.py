@@ -84,13 +84,11 @@ def shared_stretches(source: EncodedText, target: EncodedText) -> list[Stretch]:
 def _parts(text: EncodedText) -> tuple[_Part, _Part, _Part, _Part]:
     start, end = text.message or (0, 0)
     past_prompt = max(end, *text.ends[: text.n_prompt], 0)
-    # Whether a space precedes the answer depends on the template.
-    answer = len(text.text) - len(text.text[past_prompt:].lstrip())
     return (
         _Part(text, 0, start),
         _Part(text, start, end),
         _Part(text, end, past_prompt),
-        _Part(text, answer, len(text.text)),
+        _Part(text, past_prompt, len(text.text)),
     )
 
 

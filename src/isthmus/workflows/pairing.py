@@ -112,7 +112,7 @@ def read_pairs(
             read = all_token_activations(source, here[0], sites[0], batch_size=batch_size)
             made = all_token_activations(target, here[1], sites[1], batch_size=batch_size)
             for i, (text, other) in enumerate(zip(here[0], here[1], strict=True)):
-                of_source, of_target = _row_pickers(text, other, pairing)
+                of_source, of_target = row_pickers(text, other, pairing)
                 rows = torch.cat([of_source(read[site][i]) for site in sites[0]], dim=-1)
                 n_pairs += len(rows)
                 visit(
@@ -126,10 +126,23 @@ def read_pairs(
     return n_pairs
 
 
-def _row_pickers(
+def row_pickers(
     source: EncodedText, target: EncodedText, pairing: Pairing
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Returns what takes the rows that belong together from the states of both texts."""
+    """Returns what takes the rows that belong together from the states of one text.
+
+    Args:
+        source: The text as the source sees it.
+        target: The text as the target sees it.
+        pairing: How tokens are paired.
+
+    Returns:
+        A function of the source's states and one of the target's, a row per token; both return
+        equally many rows: states of single tokens, or with `span_pool` means over spans.
+
+    Raises:
+        DataError: If the two renderings share too little.
+    """
     if pairing == "span_pool":
         spans = pair_spans(source, target)
         return spans.source.mean, spans.target.mean

@@ -1,8 +1,6 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from isthmus.core.characters import continues_character, kind_of
 
@@ -15,14 +13,6 @@ def test_marks_and_later_parts_of_hangul_continue_a_character(character):
 @pytest.mark.parametrize("character", ["a", "é", " ", "日", "😀", "\u1112", "\u200d", "ש"])
 def test_what_stands_alone_continues_nothing(character):
     assert not continues_character(character)
-
-
-@given(st.text(st.characters(codec="utf-8"), min_size=2, max_size=2))
-def test_whatever_composes_with_a_character_before_it_continues_it(pair):
-    is_composed = len(unicodedata.normalize("NFC", pair)) < len(
-        unicodedata.normalize("NFC", pair[0]) + unicodedata.normalize("NFC", pair[1])
-    )
-    assert not is_composed or continues_character(pair[1])
 
 
 def test_every_character_that_unicode_composes_with_another_continues_it():
