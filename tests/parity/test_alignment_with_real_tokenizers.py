@@ -121,17 +121,19 @@ def as_read(name, text):
 
 
 def belongs_to_the_one_before(character):
-    return unicodedata.category(character)[0] == "M" or 0x1160 <= ord(character) <= 0x11FF
+    is_letter = 0x1160 <= ord(character) <= 0x11FF or ord(character) in {0xFF9E, 0xFF9F}
+    return is_letter or unicodedata.category(character)[0] == "M"
 
 
 @cache
 def searched_ends(name, encoded):
     """For every place at which a token ends, which token; without looking at offsets."""
     text = encoded.text
+    is_rewritten = name == "qwen_151k" and not unicodedata.is_normalized("NFKC", text)
     read = {}
     for n in range(1, len(text) + 1):
         is_within = n < len(text) and belongs_to_the_one_before(text[n])
-        if name != "qwen_151k" or not is_within:
+        if not (is_rewritten and is_within):
             read.setdefault(as_read(name, text[:n]).encode(), n)
     found, spelled_so_far = {}, b""
     for i, piece in enumerate(spelled(name, encoded)):
@@ -172,7 +174,7 @@ def check(names, source, target):
 
 
 @pytest.mark.parametrize("names", EVERY)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(TEXTS)
 def test_all_tokenizers_are_paired_as_their_bytes_say_on_any_text(names, text):
     encoded = {name: encode(name, text) for name in names}
@@ -186,7 +188,7 @@ def test_all_tokenizers_are_paired_as_their_bytes_say_on_any_text(names, text):
 
 
 @pytest.mark.parametrize("names", EVERY)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(TEXTS)
 def test_a_text_cut_off_where_a_token_ends_spells_the_same_again(names, text):
     for name in names:
@@ -222,7 +224,7 @@ def test_nine_in_ten_chunks_of_english_are_paired_by_trained_tokenizers():
 
 @needs_real
 @pytest.mark.parametrize("names", list(permutations((*TEMPLATES, "gpt2_50k"), 2)), ids=" to ".join)
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(message=TEXTS.filter(str.strip), answer=TEXTS.filter(str.strip))
 def test_between_chat_templates_content_is_paired_with_content_and_roles_with_roles(
     names, message, answer

@@ -17,9 +17,9 @@ def continues_character(character: str) -> bool:
     Returns:
         True where Unicode's normal forms may join it with what stands before it.
     """
-    # Vowels and finals of Hangul compose with what precedes, but are letters.
-    is_hangul_part = "\u1160" <= character <= "\u11ff"
-    return is_hangul_part or unicodedata.category(character).startswith("M")
+    # Vowels and finals of Hangul, and narrow sound marks of kana, compose, but are letters.
+    is_letter = "\u1160" <= character <= "\u11ff" or character in "\uff9e\uff9f"
+    return is_letter or unicodedata.category(character).startswith("M")
 
 
 @cache

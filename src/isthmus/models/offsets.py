@@ -3,10 +3,12 @@
 1. A token that stops within a character (some of its bytes) ends nowhere: the next token starts
    before this one ends. The same holds for the space that SentencePiece puts before a text.
 2. A tokenizer that composes characters (e and an accent to é) says that the token ends before the
-   accent, though it holds it: there a character with its marks counts as one.
+   accent, though it holds it: there a character with its marks counts as one, unless the text is
+   composed already.
 3. A token that covers nothing ends nowhere.
 """
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,7 +54,7 @@ def read_ends(
     later = np.full(len(first) + 1, len(text))
     later[:-1] = np.where(past > first, first, len(text))
     following = np.minimum.accumulate(later[::-1])[::-1][1:]
-    if is_composed and not text.isascii():
+    if is_composed and not unicodedata.is_normalized("NFKC", text):
         past = _past_marks(text, past, following)
     read: list[int] = np.maximum.accumulate(np.where(past <= following, past, 0)).tolist()
     return read

@@ -52,6 +52,10 @@ def test_where_characters_are_composed_a_token_ends_behind_the_marks_that_it_hol
     assert read_ends(text, starts, ends, is_composed=True) == read
 
 
+def test_a_mark_that_composes_with_nothing_is_a_character_of_its_own():
+    assert read_ends("0\u093ax", [0, 1, 2], [1, 2, 3], is_composed=True) == [1, 2, 3]
+
+
 def test_an_accent_of_its_own_is_a_character_where_nothing_is_composed():
     assert read_ends("e\u0301x", [0, 1, 2], [1, 2, 3], is_composed=False) == [1, 2, 3]
 
