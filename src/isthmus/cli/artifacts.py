@@ -115,7 +115,8 @@ def learn_map(
         typer.Option(help="Which map."),
     ] = "ridge",
     pairing: Annotated[
-        Literal["character_end", "index", "last"], typer.Option(help="How tokens are paired.")
+        Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
+        typer.Option(help="How tokens are paired."),
     ] = "character_end",
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -21,10 +21,12 @@ class EncodedText:
         text: The whole rendered text, chat template included; the same for every model that has
             the same template.
         token_ids: One id per token.
-        ends: For every token, the index in `text` one past its last character.
+        ends: For every token, how many characters of `text` had been read when a token last ended
+            between two of them: this one, or an earlier one if this one stops within a character.
         is_special: For every token, whether it is a special piece (begin, end, pad, role marker).
         n_prompt: How many leading tokens are prompt; the rest is answer.
         trigger: First and one-past-last token of the trigger, or None when the prompt has none.
+        message: First and one-past-last character of the user's message, or None if not known.
     """
 
     text: str
@@ -33,6 +35,7 @@ class EncodedText:
     is_special: tuple[bool, ...]
     n_prompt: int
     trigger: tuple[int, int] | None = None
+    message: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -1,25 +1,35 @@
 """Pairs the tokens of two tokenizers for the same text.
 
-1. A token is known by the character at which it ends: having read it, either model has read the
-   same text.
-2. Special pieces and tokens that cover no character are left out.
-3. Where several tokens end at one character (the bytes of an emoji), the last of them is taken:
-   only then has the model read the whole character.
-4. Where the two texts differ in the middle (another role marker), ends are compared within their
-   common beginning and their common end.
+1. A token ends at a character if after it the model has read the text up to there and no further:
+   tokens that stop within a character end nowhere, and neither do special pieces.
+2. Tokens that end at the same character are paired.
+3. Of two different renderings (`shared_stretches`) only what both share is compared: the message
+   and the answer, and what corresponds in the templates around them.
+4. The prompts' last tokens, where models are steered, are paired even if both are special.
 """
 
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor, from_numpy
 
+from isthmus.core.characters import kind_of
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.texts import EncodedText
+from isthmus.data.renderings import Stretch, shared_stretches
 
-PairingMethod = Literal["character_end", "index", "last"]
+PairingMethod = Literal["character_end", "chunk_boundary", "index", "last"]
+"""Rules that pair one token with one."""
 
-_NO_KEY = -1
+_NOWHERE = -1
+
+
+class _Ends(NamedTuple):
+    """The tokens of a text that end at a character, and at which; both rise."""
+
+    tokens: Int[np.ndarray, " end"]
+    places: Int[np.ndarray, " end"]
 
 
 class TokenPairs(NamedTuple):
@@ -34,29 +44,71 @@ class TokenPairs(NamedTuple):
     target: Int[np.ndarray, " pair"]
 
 
+class SpanTokens(NamedTuple):
+    """The tokens of one model's text that lie in shared spans.
+
+    Attributes:
+        tokens: Token indices, in text order.
+        spans: For each of them which span it belongs to, counted from 0 without a gap.
+    """
+
+    tokens: Int[np.ndarray, " token"]
+    spans: Int[np.ndarray, " token"]
+
+    def mean(self, states: Float[Tensor, "token d_model"]) -> Float[Tensor, "span d_model"]:
+        """Returns the mean state of every span's tokens.
+
+        Args:
+            states: One per token of the text; left unchanged.
+
+        Returns:
+            One row per span, in text order.
+        """
+        n_spans = int(self.spans[-1]) + 1 if len(self.spans) else 0
+        spans = from_numpy(self.spans).to(states.device)
+        sums = states.new_zeros(n_spans, states.shape[1])
+        sums.index_add_(0, spans, states[from_numpy(self.tokens).to(states.device)])
+        return sums / spans.bincount(minlength=n_spans)[:, None]
+
+
+class TokenSpans(NamedTuple):
+    """Stretches of text that end with a token of both models.
+
+    Attributes:
+        source: Tokens of the source model's text in each.
+        target: Tokens of the target model's text in each; as many spans.
+    """
+
+    source: SpanTokens
+    target: SpanTokens
+
+
 def pair_tokens(
     source: EncodedText, target: EncodedText, method: PairingMethod = "character_end"
 ) -> TokenPairs:
     """Finds which tokens of two models' encodings of a text belong together.
 
-    Source: the index pairing is the baseline of arXiv:2503.04429; pairing by character end is ours.
+    Source: the index pairing is the baseline of arXiv:2503.04429; chunks that both tokenizers share
+    are compared in arXiv:2503.20083; pairing states by character end is ours.
 
     Args:
         source: The text as the source model's tokenizer sees it.
         target: The text as the target model's tokenizer sees it.
-        method: `character_end`, tokens that end at the same character; `index`, the first with the
-            first and so on, special pieces included, up to the shorter text; `last`, the last
-            prompt token with the last prompt token.
+        method: `character_end`, tokens that end at the same character; `chunk_boundary`, those of
+            them that end a chunk of letters, of digits, of signs or of white space; `index`, the
+            first with the first and so on, special pieces included, up to the shorter text; `last`,
+            the last prompt token with the last prompt token.
 
     Returns:
-        Indices into both texts' tokens; each token is in at most one pair.
+        Indices into both texts' tokens, rising; each token is in at most one pair.
 
     Raises:
         ConfigError: If there is no such method.
         DataError: If the texts share less than half of the shorter one, or a prompt is empty.
     """
-    if method == "character_end":
-        return _pair_by_character_end(source, target)
+    if method in {"character_end", "chunk_boundary"}:
+        pairs = _by_character_end(source, target, _ends_of(source), _ends_of(target))
+        return pairs if method == "character_end" else _at_chunk_ends(source, target, pairs)
     if method == "index":
         both = np.arange(min(len(source), len(target)))
         return TokenPairs(both, both.copy())
@@ -64,57 +116,139 @@ def pair_tokens(
         if min(source.n_prompt, target.n_prompt) < 1:
             raise DataError(f"no prompt token in {source.text!r}: give a prompt that is not empty")
         return TokenPairs(np.array([source.n_prompt - 1]), np.array([target.n_prompt - 1]))
-    raise ConfigError(f"no pairing {method!r}: use character_end, index or last")
+    raise ConfigError(f"no pairing {method!r}: use character_end, chunk_boundary, index or last")
 
 
-def _pair_by_character_end(source: EncodedText, target: EncodedText) -> TokenPairs:
-    source_ends, target_ends = _content_ends(source), _content_ends(target)
-    if source.text != target.text:
-        target_ends = _in_source_text(source, target, target_ends)
-    source_keys, source_last = _last_token_by_end(source_ends)
-    target_keys, target_last = _last_token_by_end(target_ends)
-    _, in_source, in_target = np.intersect1d(
-        source_keys, target_keys, assume_unique=True, return_indices=True
+def pair_spans(source: EncodedText, target: EncodedText) -> TokenSpans:
+    """Cuts a text after every pair of tokens and says which tokens lie between two cuts.
+
+    Every span ends with a token of both models that has read the same characters. Special pieces,
+    and tokens of a template that have nothing to correspond to, lie in no span.
+
+    Args:
+        source: The text as the source model's tokenizer sees it.
+        target: The text as the target model's tokenizer sees it.
+
+    Returns:
+        As many spans on both sides, at least one token in each.
+
+    Raises:
+        DataError: If the texts share less than half of the shorter one.
+    """
+    ours, theirs = _ends_of(source), _ends_of(target)
+    pairs = _by_character_end(source, target, ours, theirs)
+    in_source, in_target, lengths = _as_arrays(shared_stretches(source, target))
+    return TokenSpans(
+        _span_tokens(source, pairs.source, ours, _stretch_of(in_source, lengths, ours.places)),
+        _span_tokens(target, pairs.target, theirs, _stretch_of(in_target, lengths, theirs.places)),
     )
-    return TokenPairs(source_last[in_source], target_last[in_target])
 
 
-def _content_ends(text: EncodedText) -> Int[np.ndarray, " token"]:
-    """Returns every token's end, or no key where it is special or covers nothing yet."""
-    ends = np.array(text.ends, dtype=np.int64)
-    is_content = ~np.array(text.is_special, dtype=bool) & (ends > 0)
-    return np.where(is_content, ends, _NO_KEY)
+def _ends_of(text: EncodedText) -> _Ends:
+    ends = np.array((0, *text.ends), dtype=np.int64)
+    is_end = ends[1:] > np.maximum.accumulate(ends)[:-1]
+    is_end &= ~np.array(text.is_special, dtype=bool)
+    tokens = np.flatnonzero(is_end)
+    return _Ends(tokens, ends[1:][tokens])
 
 
-def _last_token_by_end(
-    ends: Int[np.ndarray, " token"],
-) -> tuple[Int[np.ndarray, " end"], Int[np.ndarray, " end"]]:
-    """Returns the distinct ends, ascending, and for each the last token that has it."""
-    distinct, first_from_the_back = np.unique(ends[::-1], return_index=True)
-    last = len(ends) - 1 - first_from_the_back
-    is_key = distinct != _NO_KEY
-    return distinct[is_key], last[is_key]
+def _by_character_end(
+    source: EncodedText, target: EncodedText, ours: _Ends, theirs: _Ends
+) -> TokenPairs:
+    places = theirs.places
+    if source.text != target.text:
+        places = _in_source_text(shared_stretches(source, target), places)
+    found = np.searchsorted(ours.places, places)
+    is_shared = np.append(ours.places, _NOWHERE)[found] == places
+    is_shared &= places != _NOWHERE
+    pairs = TokenPairs(ours.tokens[found[is_shared]], theirs.tokens[is_shared])
+    return _with_last_prompt_tokens(source, target, pairs)
 
 
 def _in_source_text(
-    source: EncodedText, target: EncodedText, ends: Int[np.ndarray, " token"]
-) -> Int[np.ndarray, " token"]:
-    """Returns the target's ends as places in the source text; no key where the texts differ."""
-    shorter = min(len(source.text), len(target.text))
-    head = _common_beginning(source.text, target.text)
-    tail = _common_beginning(source.text[head:][::-1], target.text[head:][::-1])
-    if 2 * (head + tail) < shorter:
-        raise DataError(
-            f"the two models render different texts, {source.text!r} and {target.text!r}, that "
-            f"share {head + tail} of {shorter} characters at their beginning and end: give both "
-            "models the same chat template"
-        )
-    in_head, in_tail = ends <= head, ends > len(target.text) - tail
-    shifted = ends + len(source.text) - len(target.text)
-    return np.where(in_head, ends, np.where(in_tail, shifted, _NO_KEY))
+    stretches: list[Stretch], ends: Int[np.ndarray, " end"]
+) -> Int[np.ndarray, " end"]:
+    """Returns places of the target text as places of the source text, where both share them."""
+    in_source, in_target, lengths = _as_arrays(stretches)
+    which = _stretch_of(in_target, lengths, ends)
+    moved = ends + np.append(in_source - in_target, 0)[which]
+    return np.where(which == _NOWHERE, _NOWHERE, moved)
 
 
-def _common_beginning(one: str, other: str) -> int:
-    """Returns how many characters two texts share at their beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _as_arrays(stretches: list[Stretch]) -> Int[np.ndarray, "3 stretch"]:
+    """Returns where stretches begin in both texts, and their lengths."""
+    return np.array(stretches, dtype=np.int64).reshape(-1, 3).T
+
+
+def _stretch_of(
+    starts: Int[np.ndarray, " stretch"],
+    lengths: Int[np.ndarray, " stretch"],
+    ends: Int[np.ndarray, " end"],
+) -> Int[np.ndarray, " end"]:
+    """Returns for every end the stretch that its last character lies in."""
+    which = np.searchsorted(starts, ends) - 1
+    stops = np.append(starts + lengths, _NOWHERE)
+    return np.where(ends <= stops[which], which, _NOWHERE)
+
+
+def _with_last_prompt_tokens(
+    source: EncodedText, target: EncodedText, pairs: TokenPairs
+) -> TokenPairs:
+    last = source.n_prompt - 1, target.n_prompt - 1
+    if min(last) < 0 or last[0] in pairs.source or last[1] in pairs.target:
+        return pairs
+    are_special = source.is_special[last[0]], target.is_special[last[1]]
+    # In one text a special piece of one model may be ordinary characters to the other.
+    if not all(are_special) and (not any(are_special) or source.text == target.text):
+        return pairs
+    place = np.searchsorted(pairs.source, last[0])
+    if place != np.searchsorted(pairs.target, last[1]):
+        return pairs
+    return TokenPairs(*(np.insert(one, place, n) for one, n in zip(pairs, last, strict=True)))
+
+
+def _at_chunk_ends(source: EncodedText, target: EncodedText, pairs: TokenPairs) -> TokenPairs:
+    kept = np.array(
+        [
+            _ends_chunk(source, i) and _ends_chunk(target, j)
+            for i, j in zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)
+        ],
+        dtype=bool,
+    )
+    return TokenPairs(pairs.source[kept], pairs.target[kept])
+
+
+def _ends_chunk(text: EncodedText, token: int) -> bool:
+    """Says whether a run of one kind of characters ends; a space belongs to what follows it."""
+    end = text.ends[token]
+    if end >= len(text.text) or text.is_special[token]:
+        return True
+    before, after = text.text[end - 1], text.text[end]
+    return before != " " and kind_of(before) != kind_of(after)
+
+
+def _span_tokens(
+    text: EncodedText,
+    paired: Int[np.ndarray, " pair"],
+    ends: _Ends,
+    stretch_of_end: Int[np.ndarray, " end"],
+) -> SpanTokens:
+    """Gives every token to the next paired one, if both lie in one shared stretch."""
+    stretches = np.full(len(text) + 1, _NOWHERE)
+    stretches[ends.tokens] = stretch_of_end
+    tokens = np.flatnonzero(~np.array(text.is_special, dtype=bool))
+    # The bytes of a character belong to where that character is read.
+    closing = stretches[np.append(ends.tokens, _NOWHERE)[np.searchsorted(ends.tokens, tokens)]]
+    spans = np.searchsorted(paired, tokens)
+    closed_with = stretches[np.append(paired, _NOWHERE)[spans]]
+    is_inside = (closing == closed_with) & (closing != _NOWHERE)
+    tokens, spans = tokens[is_inside], spans[is_inside]
+    is_empty = np.ones(len(paired), dtype=bool)
+    is_empty[spans] = False
+    if is_empty.any():
+        # A special piece at the end of a prompt lies in no stretch, but is a span by itself.
+        tokens = np.append(tokens, paired[is_empty])
+        spans = np.append(spans, np.flatnonzero(is_empty))
+        order = np.argsort(tokens, kind="stable")
+        tokens, spans = tokens[order], spans[order]
+    return SpanTokens(tokens, spans)

@@ -9,28 +9,48 @@ from transformers import PreTrainedTokenizerBase
 
 from isthmus.core.errors import DataError, ModelError, TriggerError
 from isthmus.core.texts import EncodedText
+from isthmus.models.offsets import composes, read_ends
 
 DEFAULT_TEMPLATE = "User: {prompt}\nAssistant:"
 """How a model without a chat template is spoken to."""
 
+_PLACE = "\ue000"
+"""A private character: rendered alone it shows what a template puts around a message."""
+
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Tokens with the characters they cover."""
+    """Tokens with the characters they cover, and how much is read where they last ended whole."""
 
     ids: list[int]
     starts: list[int]
     ends: list[int]
+    read: list[int]
 
     def after(self, n_tokens: int) -> "_Pieces":
-        return _Pieces(self.ids[n_tokens:], self.starts[n_tokens:], self.ends[n_tokens:])
+        return _Pieces(
+            self.ids[n_tokens:], self.starts[n_tokens:], self.ends[n_tokens:], self.read[n_tokens:]
+        )
 
     def moved(self, n_characters: int) -> "_Pieces":
         return _Pieces(
             self.ids,
             [start + n_characters for start in self.starts],
             [end + n_characters for end in self.ends],
+            [end + n_characters for end in self.read],
         )
+
+
+_NO_PIECES = _Pieces([], [], [], [])
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Prompts in their chat template."""
+
+    texts: list[str]
+    messages: list[tuple[int, int] | None]
+    adds_special: bool
 
 
 def encode_prompts(
@@ -44,7 +64,8 @@ def encode_prompts(
     """Renders prompts as user messages and tokenizes them, with or without answers.
 
     The prompt's tokens are the same with and without an answer, so that scoring sees what
-    generation sees. Several tokens may end at one character: the bytes of that character.
+    generation sees. A token that stops within a character (some of its bytes) has the end of the
+    one before it, as has a space that a tokenizer puts before a text.
 
     Args:
         tokenizer: A fast tokenizer; its chat template is used if it has one, else
@@ -60,36 +81,45 @@ def encode_prompts(
         One text per prompt, in their order. The end token is not part of `text`.
 
     Raises:
-        DataError: If prompts, answers and triggers are not equally many.
+        DataError: If prompts, answers and triggers are not equally many, or half of a surrogate
+            pair stands alone.
         TriggerError: If a trigger is blank or not in its prompt.
         ModelError: If the chat template refuses a single user message.
     """
     _check_counts(prompts, answers, triggers)
     if not prompts:
         return []
-    rendered, adds_special = _render(tokenizer, prompts)
-    asked = _tokenize(tokenizer, rendered, adds_special=adds_special)
-    endings = [
-        "" if answers is None else _answer_text(text, answers[i]) for i, text in enumerate(rendered)
-    ]
+    rendered = _render(tokenizer, prompts)
+    asked = _tokenize(tokenizer, rendered.texts, adds_special=rendered.adds_special)
     if answers is None:
-        answered = [_Pieces([], [], []) for _ in rendered]
+        endings, answered = [""] * len(prompts), [_NO_PIECES] * len(prompts)
     else:
-        answered = _tokenize_answers(tokenizer, rendered, endings, asked, adds_special=adds_special)
+        endings = [_answer_text(*one) for one in zip(rendered.texts, answers, strict=True)]
+        answered = _tokenize_answers(tokenizer, rendered, endings, asked)
     closing = tokenizer.eos_token_id if end and answers is not None else None
     special = _special_ids(tokenizer)
     encoded = []
     for i, prompt in enumerate(prompts):
         trigger = None if triggers is None else triggers[i]
-        span = None if trigger is None else _trigger_span(rendered[i], prompt, trigger, asked[i])
-        whole = rendered[i] + endings[i]
+        span = None if trigger is None else _trigger_span(rendered, i, (prompt, trigger), asked[i])
+        whole = rendered.texts[i] + endings[i]
         ids = [*asked[i].ids, *answered[i].ids]
-        ends = [*asked[i].ends, *answered[i].ends]
+        ends = [*asked[i].read, *answered[i].read]
         if closing is not None:
             ids.append(closing)
             ends.append(len(whole))
         marks = tuple(one in special for one in ids)
-        encoded.append(EncodedText(whole, tuple(ids), tuple(ends), marks, len(asked[i].ids), span))
+        encoded.append(
+            EncodedText(
+                whole,
+                tuple(ids),
+                tuple(ends),
+                marks,
+                len(asked[i].ids),
+                span,
+                rendered.messages[i],
+            )
+        )
     return encoded
 
 
@@ -139,6 +169,7 @@ def prompt_part(text: EncodedText) -> EncodedText:
         text.is_special[:n],
         n,
         text.trigger,
+        text.message,
     )
 
 
@@ -157,10 +188,11 @@ def trigger_pieces(tokenizer: PreTrainedTokenizerBase, trigger: str) -> tuple[st
         ModelError: If the chat template refuses a single user message.
     """
     prompt = f"{trigger.strip()} Is it?"
-    rendered, adds_special = _render(tokenizer, [prompt])
-    pieces = _tokenize(tokenizer, rendered, adds_special=adds_special)[0]
-    first, past = _trigger_span(rendered[0], prompt, trigger, pieces)
-    return tuple(rendered[0][pieces.starts[i] : pieces.ends[i]] for i in range(first, past))
+    rendered = _render(tokenizer, [prompt])
+    pieces = _tokenize(tokenizer, rendered.texts, adds_special=rendered.adds_special)[0]
+    first, past = _trigger_span(rendered, 0, (prompt, trigger), pieces)
+    text = rendered.texts[0]
+    return tuple(text[pieces.starts[i] : pieces.ends[i]] for i in range(first, past))
 
 
 def _check_counts(
@@ -173,10 +205,19 @@ def _check_counts(
             )
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[list[str], bool]:
-    """Renders prompts; says whether the tokenizer still has to add its begin token."""
+def _render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> _Rendered:
+    """Renders prompts; without a template the tokenizer still has to add its begin token."""
     if tokenizer.chat_template is None:
-        return [DEFAULT_TEMPLATE.format(prompt=prompt) for prompt in prompts], True
+        empty = DEFAULT_TEMPLATE.format(prompt=_PLACE)
+        texts = [DEFAULT_TEMPLATE.format(prompt=prompt) for prompt in prompts]
+    else:
+        *texts, empty = _templated(tokenizer, [*prompts, _PLACE])
+    around = empty.split(_PLACE)
+    spans = [_message_span(*one, around) for one in zip(texts, prompts, strict=True)]
+    return _Rendered(texts, spans, tokenizer.chat_template is None)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     try:
         rendered = tokenizer.apply_chat_template(
             [[{"role": "user", "content": prompt}] for prompt in prompts],
@@ -190,7 +231,22 @@ def _render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple
             f"the chat template refuses a single user message ({error}): "
             "use a model whose template accepts one"
         ) from error
-    return [str(text) for text in rendered], False
+    return [str(text) for text in rendered]
+
+
+def _message_span(rendered: str, prompt: str, around: Sequence[str]) -> tuple[int, int] | None:
+    """Finds a message by what the template puts around any; templates may trim it."""
+    wanted = prompt.strip()
+    before, after = around if len(around) == 2 else ("", "")
+    is_around = rendered.startswith(before) and rendered.endswith(after)
+    inside = rendered[len(before) : len(rendered) - len(after)]
+    if is_around and inside.strip() == wanted:
+        start = len(before) + len(inside) - len(inside.lstrip())
+    elif wanted and rendered.count(wanted) == 1:
+        start = rendered.index(wanted)
+    else:
+        return None
+    return start, start + len(wanted)
 
 
 def _answer_text(rendered: str, answer: str) -> str:
@@ -202,35 +258,49 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, adds_special: bool
 ) -> list[_Pieces]:
     options: dict[str, Any] = {"return_offsets_mapping": True, "return_attention_mask": False}
+    _require_whole_characters(texts)
     encoded = tokenizer(list(texts), add_special_tokens=adds_special, verbose=False, **options)
-    return [
-        _without_closing(
-            _Pieces(list(ids), [start for start, _ in spans], [end for _, end in spans]),
-            tokenizer.eos_token_id,
-        )
-        for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+    is_composed = composes(tokenizer)
+    found = []
+    for text, ids, spans in zip(
+        texts, *map(encoded.get, ("input_ids", "offset_mapping")), strict=True
+    ):
+        starts, ends = [start for start, _ in spans], [end for _, end in spans]
+        read = read_ends(text, starts, ends, is_composed=is_composed)
+        found.append(_without_closing(_Pieces(ids, starts, ends, read), tokenizer.eos_token_id))
+    return found
+
+
+def _require_whole_characters(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{text[error.start : error.end]!r} at {error.start} of {text[:80]!r} is half of a "
+                "surrogate pair: give texts of whole characters"
+            ) from error
 
 
 def _without_closing(pieces: _Pieces, eos_id: int | None) -> _Pieces:
     """Drops an end token that the tokenizer added by itself: the text goes on."""
     is_added = bool(pieces.ids) and pieces.ids[-1] == eos_id and pieces.ends[-1] == 0
-    return _Pieces(pieces.ids[:-1], pieces.starts[:-1], pieces.ends[:-1]) if is_added else pieces
+    if not is_added:
+        return pieces
+    return _Pieces(pieces.ids[:-1], pieces.starts[:-1], pieces.ends[:-1], pieces.read[:-1])
 
 
 def _tokenize_answers(
     tokenizer: PreTrainedTokenizerBase,
-    rendered: Sequence[str],
+    rendered: _Rendered,
     endings: Sequence[str],
     asked: Sequence[_Pieces],
-    *,
-    adds_special: bool,
 ) -> list[_Pieces]:
-    wholes = [text + ending for text, ending in zip(rendered, endings, strict=True)]
-    together = _tokenize(tokenizer, wholes, adds_special=adds_special)
+    wholes = [text + ending for text, ending in zip(rendered.texts, endings, strict=True)]
+    together = _tokenize(tokenizer, wholes, adds_special=rendered.adds_special)
     apart = _tokenize(tokenizer, endings, adds_special=False)
     found = []
-    for text, prompt, whole, alone in zip(rendered, asked, together, apart, strict=True):
+    for text, prompt, whole, alone in zip(rendered.texts, asked, together, apart, strict=True):
         n_prompt = len(prompt.ids)
         # SentencePiece-like tokenizers put a space of their own before a text tokenized alone, so
         # the answer is taken from the whole text unless a token spans the boundary.
@@ -245,13 +315,16 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def _trigger_span(rendered: str, prompt: str, trigger: str, pieces: _Pieces) -> tuple[int, int]:
-    wanted = trigger.strip()
+def _trigger_span(
+    rendered: _Rendered, index: int, asked_for: tuple[str, str], pieces: _Pieces
+) -> tuple[int, int]:
+    prompt, trigger = asked_for
+    text, wanted = rendered.texts[index], trigger.strip()
     if not wanted or wanted not in prompt:
         raise TriggerError(f"trigger {trigger!r} is not in the prompt {prompt[:80]!r}")
-    # Templates may trim a message or say more around it.
-    content = max(rendered.rfind(prompt.strip()), 0)
-    start = rendered.find(wanted, content)
+    # Templates may say more around a message, and say the trigger there, too.
+    message = rendered.messages[index]
+    start = text.find(wanted, 0 if message is None else message[0])
     end = start + len(wanted)
     inside = [
         i

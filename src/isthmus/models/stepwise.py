@@ -111,7 +111,10 @@ class _Row:
             same += 1
         del self.pieces[same:]
         for n in range(same, len(ids)):
-            end = len(_continued(tokenizer, self.prompt, ids[: n + 1]))
+            written = _continued(tokenizer, self.prompt, ids[: n + 1])
+            # A character that lacks bytes is decoded as a replacement character.
+            last = self.pieces[-1].end if self.pieces else self.prompt.ends[-1]
+            end = last if written.endswith("\ufffd") else len(written)
             self.pieces.append(_Piece(ids[n], end))
 
     def learn(self, predicted: Sequence[int], eos_ids: Sequence[int], most: int) -> None:

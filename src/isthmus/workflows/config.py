@@ -22,7 +22,7 @@ MapMethod = Literal[
 ]
 EditKind = Literal["add", "ablate", "set_coordinate", "replace"]
 TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
-Pairing = Literal["character_end", "index", "last"]
+Pairing = Literal["character_end", "chunk_boundary", "span_pool", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]
 JudgeKind = Literal["rules", "endpoint", "guard"]
 Meaning = Literal["refuses", "complies", "refuses_then_complies", "unjudged"]

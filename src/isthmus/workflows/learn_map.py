@@ -42,7 +42,8 @@ def learn_map(
         out: Folder to write; nothing is written when not given.
         source_sites: Sites that are concatenated: `all`, or a list.
         method: Which map.
-        pairing: How tokens are paired: by `character_end`, `index` or the `last` token only.
+        pairing: How tokens are paired: by `character_end`, at a `chunk_boundary`, as the mean of a
+            span (`span_pool`), by `index`, or the `last` prompt token only.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
         batch_size: Texts per forward pass.
@@ -77,7 +78,9 @@ def learn_map(
     )
     ends = MapEnds(models[0].identity, models[1].identity, sites, site)
     fitted = fit_map(method, rows, ends, seed, shown)
-    fitted.provenance.update({"n_texts": len(questions), "versions": package_versions()})
+    fitted.provenance.update(
+        {"n_texts": len(questions), "pairing": pairing, "versions": package_versions()}
+    )
     if out is not None:
         save_map(Path(out), fitted)
     return fitted

@@ -12,7 +12,7 @@ from isthmus.core.errors import DataError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
-from isthmus.data.alignment import pair_tokens
+from isthmus.data.alignment import pair_spans, pair_tokens
 from isthmus.maps.moments import PairMoments
 from isthmus.models.capture import all_token_activations
 from isthmus.models.language_model import LanguageModel
@@ -52,7 +52,7 @@ class PairedMoments:
     Attributes:
         source_sites: Sites that the source side concatenates.
         by_site: Moments by target site and part.
-        n_pairs: Paired tokens in all.
+        n_pairs: Paired tokens, or spans, in all.
         n_texts: Texts that were read.
         rows: The pairs themselves, target sites side by side, when they are few enough to keep.
     """
@@ -98,7 +98,7 @@ def read_pairs(
         progress: Who shows progress.
 
     Returns:
-        How many token pairs there were.
+        How many pairs of rows there were.
 
     Raises:
         DataError: If no token of any text could be paired.
@@ -112,18 +112,42 @@ def read_pairs(
             read = all_token_activations(source, here[0], sites[0], batch_size=batch_size)
             made = all_token_activations(target, here[1], sites[1], batch_size=batch_size)
             for i, (text, other) in enumerate(zip(here[0], here[1], strict=True)):
-                in_source, in_target = pair_tokens(text, other, pairing)
-                n_pairs += len(in_source)
-                rows = torch.cat([read[site][i][in_source] for site in sites[0]], dim=-1)
+                of_source, of_target = row_pickers(text, other, pairing)
+                rows = torch.cat([of_source(read[site][i]) for site in sites[0]], dim=-1)
+                n_pairs += len(rows)
                 visit(
                     part_of_text(start + i),
                     rows,
-                    {site: made[site][i][in_target] for site in sites[1]},
+                    {site: of_target(made[site][i]) for site in sites[1]},
                 )
             advance(len(here[0]))
     if not n_pairs:
         raise DataError("no token of the two models could be paired: check the texts and templates")
     return n_pairs
+
+
+def row_pickers(
+    source: EncodedText, target: EncodedText, pairing: Pairing
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Returns what takes the rows that belong together from the states of one text.
+
+    Args:
+        source: The text as the source sees it.
+        target: The text as the target sees it.
+        pairing: How tokens are paired.
+
+    Returns:
+        A function of the source's states and one of the target's, a row per token; both return
+        equally many rows: states of single tokens, or with `span_pool` means over spans.
+
+    Raises:
+        DataError: If the two renderings share too little.
+    """
+    if pairing == "span_pool":
+        spans = pair_spans(source, target)
+        return spans.source.mean, spans.target.mean
+    in_source, in_target = pair_tokens(source, target, pairing)
+    return lambda states: states[in_source], lambda states: states[in_target]
 
 
 def paired_moments(

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.texts import EncodedText
-from isthmus.data.alignment import pair_tokens
+from isthmus.data.alignment import SpanTokens, pair_spans, pair_tokens
 
 
 def encoded(text, pieces, *, special=(), n_prompt=None):
@@ -49,13 +50,13 @@ def test_special_pieces_are_never_paired_even_where_they_end_together():
     assert listed(pair_tokens(target, source)) == [(3, 1)]
 
 
-def test_of_several_tokens_for_one_character_the_last_is_paired():
-    source = EncodedText("a😀b", (1, 2, 3, 4, 5), (1, 2, 2, 2, 3), (False,) * 5, 5)
+def test_of_several_tokens_for_one_character_only_the_one_that_completes_it_is_paired():
+    source = EncodedText("a😀b", (1, 2, 3, 4, 5), (1, 1, 1, 2, 3), (False,) * 5, 5)
     target = encoded("a😀b", ["a", "😀", "b"])
     assert listed(pair_tokens(source, target)) == [(0, 0), (3, 1), (4, 2)]
 
 
-def test_a_token_that_covers_no_character_yet_is_not_paired():
+def test_a_token_that_ends_nowhere_new_is_not_paired():
     source = EncodedText("hi", (9, 1), (0, 2), (False, False), 2)
     target = EncodedText("hi", (8, 1, 2), (0, 1, 2), (False, False, False), 3)
     assert listed(pair_tokens(source, target)) == [(1, 2)]
@@ -159,5 +160,96 @@ def test_an_unknown_pairing_is_refused():
     # The run-time type checks refuse it too; without them this is what a user sees.
     unchecked = getattr(pair_tokens, "__wrapped__", pair_tokens)
     one = encoded("hi", ["hi"])
-    with pytest.raises(ConfigError, match="character_end, index or last"):
+    with pytest.raises(ConfigError, match="character_end, chunk_boundary, index or last"):
         unchecked(one, one, "middle")
+
+
+def test_the_last_prompt_tokens_are_paired_when_both_are_special():
+    source = encoded("<u>hi<a>yes", ["<u>", "hi", "<a>", "yes"], special=(0, 2), n_prompt=3)
+    target = encoded("<u>hi<a>yes", ["<u>", "h", "i", "<a>", "yes"], special=(0, 3), n_prompt=4)
+    assert listed(pair_tokens(source, target)) == [(1, 2), (2, 3), (3, 4)]
+    plain = encoded("<u>hi<a>yes", ["<u>", "hi", "<", "a>", "yes"], special=(0,), n_prompt=4)
+    assert listed(pair_tokens(source, plain)) == [(1, 1), (3, 4)]
+
+
+def test_chunks_end_where_the_kind_of_character_changes_but_not_behind_a_space():
+    text = "Hello, big world's 42nd\n\nend"
+    one = cut(text, list(range(1, len(text) + 1)))
+    pairs = pair_tokens(one, one, "chunk_boundary")
+    assert [text[: one.ends[i]][-3:] for i in pairs.source] == [
+        "llo", "lo,", "big", "rld", "ld'", "d's", " 42", "2nd", "d\n\n", "end",
+    ]  # fmt: skip
+
+
+def test_a_chunk_that_only_one_tokenizer_cuts_off_is_not_paired():
+    source = encoded("the cat sat", ["the", " cat", " sat"])
+    target = encoded("the cat sat", ["the", " ca", "t s", "at"])
+    assert listed(pair_tokens(source, target, "chunk_boundary")) == [(0, 0), (2, 3)]
+
+
+@settings(deadline=None)
+@given(TEXTS, PLACES, PLACES)
+def test_chunk_ends_are_some_of_the_character_ends(text, a, b):
+    source, target = cut(text, a), cut(text, b)
+    every = listed(pair_tokens(source, target))
+    chunks = listed(pair_tokens(source, target, "chunk_boundary"))
+    assert set(chunks) <= set(every)
+    assert chunks[-1] == every[-1]
+    assert chunks == [(j, i) for i, j in listed(pair_tokens(target, source, "chunk_boundary"))]
+
+
+def members(side):
+    return [side.tokens[side.spans == n].tolist() for n in range(side.spans.max() + 1)]
+
+
+def test_a_span_holds_the_tokens_between_two_shared_ends():
+    source = encoded("the cat sat", ["the", " cat", " sat"])
+    target = encoded("the cat sat", ["th", "e", " c", "at s", "at"])
+    spans = pair_spans(source, target)
+    assert members(spans.source) == [[0], [1, 2]]
+    assert members(spans.target) == [[0, 1], [2, 3, 4]]
+
+
+def test_special_pieces_and_what_follows_the_last_shared_end_are_in_no_span():
+    source = encoded("<s>hi</s>you", ["<s>", "hi", "</s>", "you"], special=(0, 2))
+    target = encoded("<s>hi</s>you", ["<s>", "h", "i", "</s>", "y", "ou"], special=(0, 3))
+    spans = pair_spans(source, target)
+    assert members(spans.source) == [[1], [3]]
+    assert members(spans.target) == [[1, 2], [4, 5]]
+    cut_short = EncodedText("<s>hi</s>you", (1, 2, 3, 4), (3, 5, 9, 10), (True, False) * 2, 4)
+    assert members(pair_spans(source, cut_short).source) == [[1]]
+
+
+def test_the_bytes_of_a_character_are_in_the_span_that_it_ends():
+    source = EncodedText("a😀b", (1, 2, 3, 4, 5), (1, 1, 1, 2, 3), (False,) * 5, 5)
+    spans = pair_spans(source, encoded("a😀b", ["a", "😀", "b"]))
+    assert members(spans.source) == [[0], [1, 2, 3], [4]]
+
+
+def test_texts_without_a_shared_end_have_no_span():
+    spans = pair_spans(encoded("abcxyz", ["abcx", "yz"]), encoded("abcdef", ["abcd", "ef"]))
+    assert [len(one) for side in spans for one in side] == [0, 0, 0, 0]
+    assert spans.source.mean(torch.ones(2, 3)).shape == (0, 3)
+
+
+@settings(deadline=None)
+@given(TEXTS, PLACES, PLACES, SPECIAL)
+def test_spans_end_with_the_pairs_and_follow_each_other(text, a, b, special):
+    source, target = cut(text, a, special), cut(text, b)
+    pairs, spans = pair_tokens(source, target), pair_spans(source, target)
+    for side, last, of in zip(spans, pairs, (source, target), strict=True):
+        assert (np.diff(side.tokens) > 0).all()
+        assert (np.diff(side.spans) >= 0).all()
+        assert sorted(set(side.spans.tolist())) == list(range(len(last)))
+        is_last = np.append(np.diff(side.spans) > 0, True)[: len(side.spans)]
+        assert side.tokens[is_last].tolist() == last.tolist()
+        assert not any(of.is_special[i] for i in side.tokens)
+
+
+def test_the_mean_of_a_span_is_that_of_its_rows_and_leaves_them_unchanged():
+    states = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    before = states.clone()
+    side = SpanTokens(np.array([0, 2, 3, 4]), np.array([0, 1, 1, 1]))
+    expected = torch.stack([states[0], states[2:5].mean(0)])
+    torch.testing.assert_close(side.mean(states), expected)
+    assert torch.equal(states, before)

@@ -1,0 +1,35 @@
+import unicodedata
+
+import pytest
+
+from isthmus.core.characters import continues_character, kind_of
+
+
+@pytest.mark.parametrize("character", ["\u0301", "\u0323", "\u1161", "\u11ab", "\u093e", "\ufe0f"])
+def test_marks_and_later_parts_of_hangul_continue_a_character(character):
+    assert continues_character(character)
+
+
+@pytest.mark.parametrize("character", ["a", "é", " ", "日", "😀", "\u1112", "\u200d", "ש"])
+def test_what_stands_alone_continues_nothing(character):
+    assert not continues_character(character)
+
+
+def test_every_character_that_unicode_composes_with_another_continues_it():
+    for code in range(0x110000):
+        parts = unicodedata.decomposition(chr(code)).split()
+        if len(parts) == 2 and unicodedata.normalize("NFC", chr(code)) == chr(code):
+            assert continues_character(chr(int(parts[1], 16))) or parts[0].startswith("<")
+
+
+@pytest.mark.parametrize(
+    ("characters", "kind"),
+    [
+        ("aß日ש\u0301", "letter"),
+        (" \n\t\u3000", "space"),
+        ("1٣²", "digit"),
+        (".—😀|", "sign"),
+    ],
+)
+def test_a_character_has_one_kind(characters, kind):
+    assert {kind_of(one) for one in characters} == {kind}
