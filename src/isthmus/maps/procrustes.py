@@ -30,7 +30,7 @@ class ProcrustesFitter:
 
     is_scaled: bool = True
 
-    def fit(self, train: PairMoments) -> AffineMap:
+    def fit(self, train: PairMoments, _selection: PairMoments | None = None) -> AffineMap:
         """Returns the map; nothing has to be chosen, so no selection pairs are needed.
 
         Args:
