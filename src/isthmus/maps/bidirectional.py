@@ -20,8 +20,6 @@ from isthmus.maps.fitting import TwoWayMoments
 from isthmus.maps.moments import PairMoments, require_fittable
 from isthmus.maps.ridge import STRENGTHS, best_on, require_strengths, ridge_weights
 
-_Square = Float[Tensor, "d_model d_model"]
-
 
 class BothWays(NamedTuple):
     """Two maps that were fitted together.
@@ -41,8 +39,8 @@ class BothWays(NamedTuple):
 class _Problem:
     """Scatters of both spaces, divided by their totals, and the penalties."""
 
-    source: _Square
-    target: _Square
+    source: Float[Tensor, "d_source d_source"]
+    target: Float[Tensor, "d_target d_target"]
     cross: Float[Tensor, "d_source d_target"]
     penalties: tuple[float, float]
     round_trip: float

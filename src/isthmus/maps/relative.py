@@ -3,7 +3,7 @@
 1. Some pairs are anchors. On both sides they are centred and brought to length 1.
 2. A source point's coordinates are its inner products with the source anchors.
 3. The pseudo-inverse of the target anchors finds the target point with these coordinates, and one
-   factor, the ratio of the anchors' mean lengths, brings it to the target's scale.
+   factor, the least-squares one over the anchors, brings it to the target's scale.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.fitting import OnStep, no_step
 from isthmus.maps.rows import PairedRows
 
-CUTOFF = 0.1
+CUTOFF = 0.3
 
 
 @dataclass(frozen=True)
 class RelativeFitter:
     """Maps by resemblance to anchors: W = c · Âxᵀ (Âyᵀ)⁺, with Â the anchors at length 1.
 
-    Nothing is trained and nothing chosen. It is exact where the target is a rotated, scaled copy of
+    Nothing is trained but the factor. It is exact where the target is a rotated, scaled copy of
     the source and the anchors span it; it takes angles for granted that two models need not share.
 
     Source: Moschella et al. 2022, arXiv 2209.15430, for the representation; Maiorano et al. 2024,
@@ -77,18 +77,18 @@ class RelativeFitter:
         kept = order[: self.n_anchors].to(train.source.device)
         sides = [side[kept].double() for side in (train.source, train.target)]
         means = [side.mean(0) for side in sides]
-        lengths, units = zip(
-            *(_unit(side - mean) for side, mean in zip(sides, means, strict=True)), strict=True
-        )
-        scale = float(lengths[1] / lengths[0])
+        away = [side - mean for side, mean in zip(sides, means, strict=True)]
+        units = [_unit(rows) for rows in away]
         weight = units[0].T @ torch.linalg.pinv(units[1].T, rtol=self.cutoff)
+        made = away[0] @ weight
+        scale = float((made * away[1]).sum() / made.square().sum())
         details = {"anchors": float(len(kept)), "scale": scale}
         return affine_from_fit(scale * weight, means[0], means[1], "relative", details)
 
 
-def _unit(rows: Float[Tensor, "row d_model"]) -> tuple[Tensor, Float[Tensor, "row d_model"]]:
+def _unit(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     norms = rows.norm(dim=1, keepdim=True)
     if not bool(norms.max() > 0):
         raise FitError("the anchors of a relative map are all equal: give it different texts")
     tiny = torch.finfo(norms.dtype).tiny
-    return norms.mean(), rows / norms.clamp(min=tiny)
+    return rows / norms.clamp(min=tiny)

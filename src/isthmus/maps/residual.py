@@ -75,7 +75,7 @@ class ResidualMap:
         return self.affine(points) + self.correction(points)
 
 
-def residual_settings(n_steps: int = 1500) -> AutoencoderSettings:
+def residual_settings(n_steps: int = 1000) -> AutoencoderSettings:
     """Returns how the correction is trained: standardised, from zero, with patience.
 
     Args:
@@ -85,6 +85,7 @@ def residual_settings(n_steps: int = 1500) -> AutoencoderSettings:
         Settings for `ResidualFitter`.
     """
     return AutoencoderSettings(
+        hidden_factor=2.0,
         learning_rate=2e-3,
         schedule="cosine",
         n_steps=n_steps,

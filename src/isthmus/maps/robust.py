@@ -58,8 +58,8 @@ class NormClip:
         away = rows.double() - self.centre.to(rows.device)
         # A row at the centre has distance 0 and stays there.
         distance = away.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        clipped: Tensor = self.centre.to(rows.device) + away * (self.radius / distance).clamp(max=1)
-        return clipped
+        clipped = self.centre.to(rows.device) + away * (self.radius / distance)
+        return torch.where(distance > self.radius, clipped, rows.double())
 
 
 @dataclass(frozen=True)

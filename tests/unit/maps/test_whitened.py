@@ -30,7 +30,7 @@ def test_standardised_ridge_does_not_depend_on_the_units_of_coordinates():
     fitter = StandardisedRidgeFitter((0.1,))
     plain = fitter.fit(*2 * [moments_of(x, y)])
     scaled = fitter.fit(*2 * [moments_of(x * units, y * others)])
-    torch.testing.assert_close(scaled(x * units), plain(x) * others, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scaled(x * units), plain(x) * others, rtol=1e-4, atol=1e-4)
     changed = RidgeFitter((0.1,)).fit(*2 * [moments_of(x * units, y * others)])
     assert float((changed(x * units) / others - plain(x)).abs().max()) > 0.1
 
