@@ -72,6 +72,7 @@ class GcvRidgeFitter:
 
         Args:
             train: Moments of the training pairs.
+            _selection: Not needed; other fitters choose by them.
 
         Returns:
             A float32 map whose `details` hold the chosen strength.

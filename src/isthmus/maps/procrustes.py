@@ -35,6 +35,7 @@ class ProcrustesFitter:
 
         Args:
             train: Moments of the training pairs.
+            _selection: Not needed; other fitters choose by them.
 
         Returns:
             A float32 map whose `details` hold the scale.

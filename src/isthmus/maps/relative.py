@@ -61,7 +61,9 @@ class RelativeFitter:
 
         Args:
             train: Pairs of which some become anchors.
+            _selection: Not needed; other fitters choose by them.
             generator: Which ones.
+            _on_step: Never called: there are no steps.
 
         Returns:
             A float32 map whose `details` hold the number of anchors and the scale.

@@ -94,6 +94,8 @@ class ClippedRidgeFitter:
         Args:
             train: Training pairs; the balls are measured on them.
             selection: Other pairs, by which the strength is chosen.
+            _generator: Not needed: nothing is random.
+            _on_step: Never called: there are no steps.
 
         Returns:
             A float32 map whose `details` hold the chosen strength and the share of clipped pairs.
@@ -199,6 +201,7 @@ class HuberRidgeFitter:
         Args:
             train: Training pairs, read once per pass.
             selection: Other pairs, by which the strength is chosen.
+            _generator: Not needed: nothing is random.
             on_step: Told of every pass and of the mean loss before it.
 
         Returns:
