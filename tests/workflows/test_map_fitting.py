@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests.unit.maps.pairs import identity_of, linear_pairs, random_weight, seeded
 
+from isthmus.cli.artifacts import MapName
 from isthmus.core.errors import ConfigError, DataError, FitError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
@@ -124,3 +125,7 @@ def test_vocabularies_that_share_nothing_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("isthmus.workflows.vocabulary_rows.FEWEST", 10**6)
     with pytest.raises(DataError, match="use a map that is fitted on texts"):
         vocabulary_rows(llama, llama)
+
+
+def test_the_command_line_knows_the_same_maps():
+    assert get_args(MapName) == get_args(MapMethod)

@@ -8,6 +8,28 @@ import typer
 from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed, Sites
 from isthmus.cli.terminal import RichProgress, print_text
 
+MapName = Literal[
+    "ridge",
+    "ridge_one_layer",
+    "ridge_gcv",
+    "ridge_standardised",
+    "ridge_clipped",
+    "ridge_huber",
+    "procrustes",
+    "procrustes_whitened",
+    "reduced_rank",
+    "pca_whitened",
+    "bidirectional",
+    "kernel_ridge",
+    "autoencoder",
+    "autoencoder_well_trained",
+    "autoencoder_residual",
+    "sgd_affine",
+    "relative",
+    "unembedding_rows",
+    "identity",
+    "auto",
+]
 Model = Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")]
 
 
@@ -102,28 +124,7 @@ def learn_map(
     out: Out,
     source_sites: Sites = "all",
     map: Annotated[  # noqa: A002
-        Literal[
-            "ridge",
-            "ridge_one_layer",
-            "ridge_gcv",
-            "ridge_standardised",
-            "ridge_clipped",
-            "ridge_huber",
-            "procrustes",
-            "procrustes_whitened",
-            "reduced_rank",
-            "pca_whitened",
-            "bidirectional",
-            "kernel_ridge",
-            "autoencoder",
-            "autoencoder_well_trained",
-            "autoencoder_residual",
-            "sgd_affine",
-            "relative",
-            "unembedding_rows",
-            "identity",
-            "auto",
-        ],
+        MapName,
         typer.Option(help="Which map; auto chooses by held-out score."),
     ] = "ridge",
     pairing: Annotated[

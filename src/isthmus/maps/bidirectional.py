@@ -151,12 +151,12 @@ class BidirectionalFitter:
         Raises:
             FitError: If there are fewer than two pairs on a side or one side never varies.
         """
-        ways = [_scaled(train.forward), _scaled(train.backward)]
+        ways = [_scaled(train.there), _scaled(train.back)]
         others = [
             moments.scaled(*_scales(fitted))
             for moments, fitted in (
-                (selection.forward, train.forward),
-                (selection.backward, train.backward),
+                (selection.there, train.there),
+                (selection.back, train.back),
             )
         ]
         chosen = [
@@ -187,8 +187,8 @@ class BidirectionalFitter:
             "strength_back": chosen[1].strength,
             "sweeps": float(len(objective) - 1),
         }
-        forward = _frozen(there, train.forward, details)
-        backward = _frozen(back, train.backward, details)
+        forward = _frozen(there, train.there, details)
+        backward = _frozen(back, train.back, details)
         return BothWays(forward, backward, tuple(objective))
 
 

@@ -41,16 +41,16 @@ class TwoWayMoments:
         d_target: Width of the target activations.
 
     Attributes:
-        forward: Moments of (source, target) pairs.
-        backward: Moments of the same pairs turned round; its `source_scatter` is Syy.
+        there: Moments of (source, target) pairs.
+        back: Moments of the same pairs turned round; its `source_scatter` is Syy.
     """
 
-    forward: PairMoments
-    backward: PairMoments
+    there: PairMoments
+    back: PairMoments
 
     def __init__(self, d_source: int, d_target: int) -> None:
-        self.forward = PairMoments(d_source, d_target)
-        self.backward = PairMoments(d_target, d_source)
+        self.there = PairMoments(d_source, d_target)
+        self.back = PairMoments(d_target, d_source)
 
     @classmethod
     def of(cls, rows: PairedRows) -> "TwoWayMoments":
@@ -61,8 +61,8 @@ class TwoWayMoments:
 
     def update(self, rows: PairedRows) -> None:
         """Adds pairs; refuses what `PairMoments.update` refuses."""
-        self.forward.update(rows.source, rows.target)
-        self.backward.update(rows.target, rows.source)
+        self.there.update(rows.source, rows.target)
+        self.back.update(rows.target, rows.source)
 
 
 class TwoWayFitter(Protocol):

@@ -93,4 +93,5 @@ def _unit(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
     if not bool(norms.max() > 0):
         raise FitError("the anchors of a relative map are all equal: give it different texts")
     tiny = torch.finfo(norms.dtype).tiny
-    return rows / norms.clamp(min=tiny)
+    units: Tensor = rows / norms.clamp(min=tiny)
+    return units

@@ -169,14 +169,14 @@ class WhitenedProcrustesFitter:
         Raises:
             FitError: If there are fewer than two pairs on a side or one side never varies.
         """
-        pairs = train.forward
+        pairs = train.there
         require_fittable(pairs, "a whitened Procrustes map")
         if not bool(pairs.cross_scatter.abs().max() > 0):
             raise FitError(
                 f"a whitened Procrustes map found no relation in {pairs.n} pairs (Sxy is zero): "
                 "give it texts on which the target activations vary"
             )
-        shrinkage, weight = best_on(selection.forward, pairs, self._candidates(train))
+        shrinkage, weight = best_on(selection.there, pairs, self._candidates(train))
         return affine_from_fit(
             weight,
             pairs.source_mean,
@@ -186,11 +186,11 @@ class WhitenedProcrustesFitter:
         )
 
     def _candidates(self, train: TwoWayMoments) -> Iterator[Candidate]:
-        pairs = train.forward
+        pairs = train.there
         for shrinkage in self.shrinkages:
             source = _shrunk_root(pairs.source_scatter, shrinkage, -0.5)
-            target = _shrunk_root(train.backward.source_scatter, shrinkage, -0.5)
-            back = _shrunk_root(train.backward.source_scatter, shrinkage, 0.5)
+            target = _shrunk_root(train.back.source_scatter, shrinkage, -0.5)
+            back = _shrunk_root(train.back.source_scatter, shrinkage, 0.5)
             left, _, right = torch.linalg.svd(
                 source @ pairs.cross_scatter @ target, full_matrices=False
             )

@@ -89,9 +89,9 @@ def test_the_standard_error_is_how_far_scores_of_other_texts_scatter():
     variation = 1 + torch.rand(3000, 40, generator=generator, dtype=torch.float64)
     factor = 0.3 + 0.2 * torch.randn(3000, 40, generator=generator, dtype=torch.float64)
     samples = [TextErrors(f * v, v) for f, v in zip(factor, variation, strict=True)]
-    scatter = torch.tensor([one.r2 for one in samples]).std()
+    scatter = torch.tensor([one.r2 for one in samples]).std().item()
     assert samples[0].standard_error_to(samples[0]) == 0
-    told = torch.tensor([one.standard_error for one in samples]).mean()
+    told = torch.tensor([one.standard_error for one in samples]).mean().item()
     assert told == pytest.approx(scatter, rel=0.05)
 
 

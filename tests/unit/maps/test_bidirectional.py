@@ -20,7 +20,7 @@ def test_without_a_price_on_round_trips_each_way_is_ridge(d_target: int):
     x, y = linear_pairs(300, random_weight(6, d_target), noise=2.0)
     pairs = two_way(x, y)
     made = BidirectionalFitter(round_trip=0.0).fit_both(pairs, pairs)
-    for fitted, moments in ((made.forward, pairs.forward), (made.backward, pairs.backward)):
+    for fitted, moments in ((made.forward, pairs.there), (made.backward, pairs.back)):
         plain = RidgeFitter().fit(moments, moments)
         torch.testing.assert_close(fitted.weight, plain.weight, rtol=1e-4, atol=1e-5)
 
