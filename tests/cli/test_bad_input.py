@@ -293,7 +293,7 @@ def test_a_missing_configuration_is_refused(refused: Refused, tmp_path: Path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["learn-map", "a", "b", "c", "--target-site", "1", "--out", "d", "--method", "rigde"],
+        ["learn-map", "a", "b", "c", "--target-site", "1", "--out", "d", "--map", "rigde"],
         ["generate", "a", "Who?", "--strengh", "1"],
         ["evaluate", "a"],
         ["transfers"],

@@ -127,7 +127,7 @@ def test_a_map_and_a_direction_make_a_direction_in_the_target(
 ):
     one, two = str(tiny / "one"), str(tiny / "two")
     fitted = isthmus.learn_map(
-        one, two, tiny / "texts.jsonl", target_site=-1, method=method, out=tmp_path / "map"
+        one, two, tiny / "texts.jsonl", target_site=-1, map=method, out=tmp_path / "map"
     )
     assert fitted.target_site == Site(2)
     assert fitted.quality.n_held_out > 0

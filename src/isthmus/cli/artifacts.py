@@ -8,6 +8,28 @@ import typer
 from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed, Sites
 from isthmus.cli.terminal import RichProgress, print_text
 
+MapName = Literal[
+    "ridge",
+    "ridge_one_layer",
+    "ridge_gcv",
+    "ridge_standardised",
+    "ridge_clipped",
+    "ridge_huber",
+    "procrustes",
+    "procrustes_whitened",
+    "reduced_rank",
+    "pca_whitened",
+    "bidirectional",
+    "kernel_ridge",
+    "autoencoder",
+    "autoencoder_well_trained",
+    "autoencoder_residual",
+    "sgd_affine",
+    "relative",
+    "unembedding_rows",
+    "identity",
+    "auto",
+]
 Model = Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")]
 
 
@@ -101,18 +123,9 @@ def learn_map(
     target_site: Annotated[str, typer.Option(help="Where the map leads: resid_post[3], 3, 0.6.")],
     out: Out,
     source_sites: Sites = "all",
-    method: Annotated[
-        Literal[
-            "ridge",
-            "ridge_one_layer",
-            "procrustes",
-            "reduced_rank",
-            "autoencoder",
-            "autoencoder_well_trained",
-            "sgd_affine",
-            "identity",
-        ],
-        typer.Option(help="Which map."),
+    map: Annotated[  # noqa: A002
+        MapName,
+        typer.Option(help="Which map; auto chooses by held-out score."),
     ] = "ridge",
     pairing: Annotated[
         Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
@@ -134,7 +147,7 @@ def learn_map(
             target_site=target_site,
             out=out,
             source_sites=source_sites,
-            method=method,
+            map=map,
             pairing=pairing,
             dtype=dtype,
             device=device,
@@ -148,6 +161,11 @@ def learn_map(
         f"  held-out R2 {quality.r2_held_out:.4f} "
         f"(n = {quality.n_held_out} pairs, fitted on {quality.n_train})"
     )
+    for score in fitted.provenance.get("candidates", ()):
+        print_text(
+            f"  {score['name']}: R2 {score['r2']:.4f} ± {score['standard_error']:.4f}, "
+            f"{score['verdict']}"
+        )
 
 
 def transfer(

@@ -13,6 +13,8 @@ from isthmus.core.identity import ModelIdentity
 from isthmus.core.sites import Site, parse_site, parse_sites
 from isthmus.maps.autoencoder import AutoencoderMap
 from isthmus.maps.base import ActivationMap, AffineMap, MapQuality
+from isthmus.maps.kernel import KernelMap
+from isthmus.maps.residual import ResidualMap
 
 KIND = "activation_map"
 _AFFINE = ("weight", "source_mean", "target_mean")
@@ -23,6 +25,7 @@ _AUTOENCODER = (
     "decoder_weight",
     "decoder_bias",
 )
+_KERNEL = ("source_mean", "source_scale", "landmarks", "coefficients", "offset")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +76,9 @@ def save_map(path: Path, fitted: FittedMap) -> None:
 
     Args:
         path: Folder to write.
-        fitted: The map; affine or an autoencoder.
+        fitted: The map; affine, an autoencoder, a kernel map or a residual map.
     """
-    form, details, names = _form(fitted.map)
+    form, details, parts = _form(fitted.map)
     fields = {
         "form": form,
         "method": fitted.map.method,
@@ -88,8 +91,7 @@ def save_map(path: Path, fitted: FittedMap) -> None:
         "provenance": fitted.provenance,
     }
     # safetensors refuses tensors that share memory, such as one zero vector used for both means.
-    tensors: dict[str, Tensor] = {name: getattr(fitted.map, name).clone() for name in names}
-    write_artifact(path, KIND, fields, tensors)
+    write_artifact(path, KIND, fields, {name: value.clone() for name, value in parts.items()})
 
 
 def load_map(path: Path) -> FittedMap:
@@ -127,23 +129,64 @@ def load_map(path: Path) -> FittedMap:
         ) from error
 
 
-def _form(fitted: ActivationMap) -> tuple[str, Mapping[str, float], tuple[str, ...]]:
+def _form(fitted: ActivationMap) -> tuple[str, dict[str, float], dict[str, Tensor]]:
     if isinstance(fitted, AffineMap):
-        return "affine", dict(fitted.details), _AFFINE
+        return "affine", dict(fitted.details), _named(fitted, _AFFINE)
     if isinstance(fitted, AutoencoderMap):
-        return "autoencoder", {}, _AUTOENCODER
+        return "autoencoder", {}, _named(fitted, _AUTOENCODER)
+    if isinstance(fitted, KernelMap):
+        details = {**fitted.details, "gamma": fitted.gamma}
+        return "kernel", details, _named(fitted, _KERNEL)
+    if isinstance(fitted, ResidualMap):
+        parts = {
+            f"affine.{name}": value for name, value in _named(fitted.affine, _AFFINE).items()
+        } | {
+            f"correction.{name}": value
+            for name, value in _named(fitted.correction, _AUTOENCODER).items()
+        }
+        return "residual", dict(fitted.affine.details), parts
     raise ArtifactError(
-        f"a {type(fitted).__name__} has no file format: save an AffineMap or an AutoencoderMap"
+        f"a {type(fitted).__name__} has no file format: save an affine map, an autoencoder, a "
+        "kernel map or a residual map"
     )
 
 
-def _read_form(artifact: Artifact) -> AffineMap | AutoencoderMap:
+def _named(fitted: object, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: getattr(fitted, name) for name in names}
+
+
+def _read_form(artifact: Artifact) -> ActivationMap:
     form, method = artifact.fields["form"], artifact.fields["method"]
+    details, tensors = artifact.fields["details"], artifact.tensors
     if form == "affine":
-        weight, source_mean, target_mean = (artifact.tensors[name] for name in _AFFINE)
-        details = artifact.fields["details"]
-        return AffineMap(weight, source_mean, target_mean, method, details)
+        return _read_affine(tensors, method, details)
     if form == "autoencoder":
-        named: dict[str, Any] = {name: artifact.tensors[name] for name in _AUTOENCODER}
-        return AutoencoderMap(**named, method=method)
+        return _read_autoencoder(tensors, method)
+    if form == "kernel":
+        named: dict[str, Any] = {name: tensors[name] for name in _KERNEL}
+        rest = {name: value for name, value in details.items() if name != "gamma"}
+        return KernelMap(**named, gamma=details["gamma"], method=method, details=rest)
+    if form == "residual":
+        parts = {
+            prefix: {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+            for prefix in ("affine.", "correction.")
+        }
+        affine = _read_affine(parts["affine."], "ridge", details)
+        return ResidualMap(affine, _read_autoencoder(parts["correction."], "autoencoder"), method)
     raise ValueError(f"no form of map {form!r}")
+
+
+def _read_affine(
+    tensors: Mapping[str, Tensor], method: str, details: Mapping[str, float]
+) -> AffineMap:
+    weight, source_mean, target_mean = (tensors[name] for name in _AFFINE)
+    return AffineMap(weight, source_mean, target_mean, method, details)
+
+
+def _read_autoencoder(tensors: Mapping[str, Tensor], method: str) -> AutoencoderMap:
+    named: dict[str, Any] = {name: tensors[name] for name in _AUTOENCODER}
+    return AutoencoderMap(**named, method=method)

@@ -90,6 +90,27 @@ class PairMoments:
         part.target_scatter = self.target_scatter[start:stop]
         return part
 
+    def scaled(
+        self, source_scale: Float[Tensor, " d_source"], target_scale: Float[Tensor, " d_target"]
+    ) -> "PairMoments":
+        """Returns the moments of the same pairs with every coordinate divided by its scale.
+
+        Args:
+            source_scale: Positive divisors of the source coordinates.
+            target_scale: Positive divisors of the target coordinates.
+
+        Returns:
+            Moments that share no memory with these.
+        """
+        other = PairMoments(self.d_source, self.d_target, self.source_mean.device)
+        other.n = self.n
+        other.source_mean = self.source_mean / source_scale
+        other.target_mean = self.target_mean / target_scale
+        other.source_scatter = self.source_scatter / source_scale / source_scale[:, None]
+        other.cross_scatter = self.cross_scatter / source_scale[:, None] / target_scale
+        other.target_scatter = self.target_scatter / target_scale.square()
+        return other
+
     def update(
         self,
         source: Float[Tensor, "row d_source"],

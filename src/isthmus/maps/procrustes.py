@@ -30,11 +30,12 @@ class ProcrustesFitter:
 
     is_scaled: bool = True
 
-    def fit(self, train: PairMoments) -> AffineMap:
+    def fit(self, train: PairMoments, _selection: PairMoments | None = None) -> AffineMap:
         """Returns the map; nothing has to be chosen, so no selection pairs are needed.
 
         Args:
             train: Moments of the training pairs.
+            _selection: Not needed; other fitters choose by them.
 
         Returns:
             A float32 map whose `details` hold the scale.

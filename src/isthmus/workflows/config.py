@@ -13,12 +13,24 @@ from isthmus.interventions.positions import parse_positions
 MapMethod = Literal[
     "ridge",
     "ridge_one_layer",
+    "ridge_gcv",
+    "ridge_standardised",
+    "ridge_clipped",
+    "ridge_huber",
     "procrustes",
+    "procrustes_whitened",
     "reduced_rank",
+    "pca_whitened",
+    "bidirectional",
+    "kernel_ridge",
     "autoencoder",
     "autoencoder_well_trained",
+    "autoencoder_residual",
     "sgd_affine",
+    "relative",
+    "unembedding_rows",
     "identity",
+    "auto",
 ]
 EditKind = Literal["add", "ablate", "set_coordinate", "replace"]
 TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]

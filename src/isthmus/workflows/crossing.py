@@ -32,6 +32,7 @@ from isthmus.workflows.selection import Cell, Scored, Selector, best_within, mak
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
+from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
 EFFECT_METRICS = ("recovery", "recovery_induction", "swap")
 """The metrics that need a target which shows the behaviour."""
@@ -171,7 +172,14 @@ class Crossing:
 
     def _fit(self, rows: dict[Part, PairedRows], ends: MapEnds) -> dict[str, FittedMap]:
         return {
-            method: fit_map(method, rows, ends, self.config.seed, self.progress)
+            method: fit_map(
+                method,
+                rows,
+                ends,
+                self.config.seed,
+                self.progress,
+                lambda: vocabulary_rows(self.source, self.target),
+            )
             for method in self.config.maps
         }
 

@@ -13,6 +13,7 @@ from isthmus.workflows.config import Dtype, MapMethod, Pairing
 from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_map
 from isthmus.workflows.pairing import paired_rows
+from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
 
 def learn_map(
@@ -23,7 +24,7 @@ def learn_map(
     target_site: Site | str | int | float,
     out: str | Path | None = None,
     source_sites: str | tuple[Site | str | int | float, ...] = "all",
-    method: MapMethod = "ridge",
+    map: MapMethod = "ridge",  # noqa: A002
     pairing: Pairing = "character_end",
     dtype: Dtype = "auto",
     device: str = "auto",
@@ -41,7 +42,8 @@ def learn_map(
         target_site: Where the map leads: `resid_post[3]`, `3`, `0.6`.
         out: Folder to write; nothing is written when not given.
         source_sites: Sites that are concatenated: `all`, or a list.
-        method: Which map.
+        map: Which map; `auto` fits many, chooses by held-out score and notes in the provenance what
+            it rejected.
         pairing: How tokens are paired: by `character_end`, at a `chunk_boundary`, as the mean of a
             span (`span_pool`), by `index`, or the `last` prompt token only.
         dtype: Computation type; `auto` is the stored one.
@@ -77,7 +79,7 @@ def learn_map(
         progress=shown,
     )
     ends = MapEnds(models[0].identity, models[1].identity, sites, site)
-    fitted = fit_map(method, rows, ends, seed, shown)
+    fitted = fit_map(map, rows, ends, seed, shown, lambda: vocabulary_rows(models[0], models[1]))
     fitted.provenance.update(
         {"n_texts": len(questions), "pairing": pairing, "versions": package_versions()}
     )

@@ -1,26 +1,29 @@
 """Fits the maps of one crossing and measures each on held-out pairs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from isthmus.core.errors import FitError
+from isthmus.core.errors import ConfigError, FitError, NonFiniteError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
-from isthmus.maps.autoencoder import AutoencoderSettings, fit_autoencoder
+from isthmus.maps.autoencoder import AutoencoderSettings
+from isthmus.maps.autoencoder_training import fit_autoencoder
+from isthmus.maps.automatic import choose_map, errors_by_text
 from isthmus.maps.base import ActivationMap, MapQuality
 from isthmus.maps.controls import shuffled_rows
 from isthmus.maps.files import FittedMap
+from isthmus.maps.fitting import TwoWayMoments
 from isthmus.maps.identity import identity_map
 from isthmus.maps.moments import PairMoments
-from isthmus.maps.procrustes import ProcrustesFitter
 from isthmus.maps.quality import held_out_quality, held_out_quality_on_rows
-from isthmus.maps.reduced_rank import ReducedRankFitter
 from isthmus.maps.ridge import RidgeFitter
+from isthmus.maps.rows import PairedRows
+from isthmus.maps.shelf import FROM_BOTH_WAYS, FROM_MOMENTS, FROM_ROWS, SIMPLEST_FIRST
 from isthmus.workflows.config import MapMethod
-from isthmus.workflows.pairing import PairedRows, Part
+from isthmus.workflows.pairing import Part
 
 AUTOENCODERS: Mapping[str, AutoencoderSettings] = {
     "autoencoder": AutoencoderSettings.paper(),
@@ -29,7 +32,8 @@ AUTOENCODERS: Mapping[str, AutoencoderSettings] = {
 }
 """Maps that are trained on rows; the first and the last as arXiv 2503.04429 does."""
 
-REDUCED_RANK = 64
+ONE_SITE = frozenset({"ridge_one_layer", "unembedding_rows", "identity"})
+"""Maps that read the source site nearest in relative depth alone."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,7 @@ class MapEnds:
 
 def moments_of(rows: PairedRows) -> PairMoments:
     """Returns the moments of rows that are in memory."""
-    moments = PairMoments(rows.source.shape[1], rows.target.shape[1])
-    moments.update(rows.source, rows.target)
-    return moments
+    return rows.moments
 
 
 def fit_closed_form(
@@ -79,7 +81,7 @@ def fit_closed_form(
     """Fits a map that needs no more than moments.
 
     Args:
-        method: `ridge`, `ridge_one_layer`, `procrustes` or `reduced_rank`.
+        method: One of `maps.shelf.FROM_MOMENTS`.
         moments: Pairs to fit on, to choose a strength on, and to measure on.
 
     Returns:
@@ -87,15 +89,15 @@ def fit_closed_form(
 
     Raises:
         FitError: If there are too few pairs.
+        ConfigError: If the map needs more than moments.
     """
-    train, selection = moments["train"], moments["selection"]
-    if method == "procrustes":
-        made = ProcrustesFitter().fit(train)
-    elif method == "reduced_rank":
-        rank = min(REDUCED_RANK, train.d_source, train.d_target)
-        made = ReducedRankFitter(rank).fit(train, selection)
-    else:
-        made = RidgeFitter().fit(train, selection)
+    if method not in FROM_MOMENTS:
+        raise ConfigError(
+            f"the {method} map needs more than moments: fit it on rows, or use one of "
+            f"{', '.join(FROM_MOMENTS)}"
+        )
+    train = moments["train"]
+    made = FROM_MOMENTS[method].fit(train, moments["selection"])
     return made, held_out_quality(made, moments["held_out"], train.n)
 
 
@@ -105,50 +107,143 @@ def fit_map(
     ends: MapEnds,
     seed: int,
     progress: Progress,
+    vocabulary: Callable[[], PairedRows] | None = None,
 ) -> FittedMap:
     """Fits one map on rows that are in memory.
 
     Args:
-        method: Which map; `ridge_one_layer` and `identity` read only the source site nearest in
-            relative depth, all others every source site.
+        method: Which map; `ridge_one_layer`, `unembedding_rows` and `identity` read only the source
+            site nearest in relative depth, all others every source site. `auto` fits those of
+            `maps.shelf.SIMPLEST_FIRST` and chooses on half of the held-out texts; its quality is
+            that on the other half.
         rows: Paired activations by part.
         ends: Models and sites.
-        seed: First weights and order of the trained maps.
+        seed: Anchors, landmarks, first weights and order of the trained maps.
         progress: Who shows progress.
+        vocabulary: Gives the rows that `unembedding_rows` is fitted on.
 
     Returns:
         The map with its ends and its quality on held-out pairs.
 
     Raises:
         FitError: If a part has no pairs, or too few.
+        ConfigError: If the map needs a vocabulary and none is given.
     """
     if missing := [part for part in ("train", "selection", "held_out") if part not in rows]:
         raise FitError(f"no pairs for {missing}: give at least 10 texts")
-    if method in {"ridge_one_layer", "identity"}:
+    if method == "auto":
+        return _automatic(rows, ends, seed, progress)
+    if method in ONE_SITE:
         ends, rows = _one_site(ends, rows)
-    if method == "identity":
-        made: ActivationMap = identity_map(ends.source.d_model, ends.target.d_model)
-    elif method in AUTOENCODERS:
-        made = _trained(method, rows["train"], seed, progress)
-    else:
-        made, quality = fit_closed_form(method, {p: moments_of(r) for p, r in rows.items()})
+    if method in FROM_MOMENTS:
+        made, quality = fit_closed_form(method, {p: r.moments for p, r in rows.items()})
         return ends.fitted(made, quality)
+    if method == "unembedding_rows":
+        made, n_train = _on_vocabulary(vocabulary)
+    else:
+        made, n_train = _fitted(method, rows, ends, seed, progress), len(rows["train"].source)
     held_out = rows["held_out"]
-    quality = held_out_quality_on_rows(
-        made, held_out.source, held_out.target, len(rows["train"].source)
-    )
+    quality = held_out_quality_on_rows(made, held_out.source, held_out.target, n_train)
     return ends.fitted(made, quality, seed=seed)
 
 
-def _trained(method: str, rows: PairedRows, seed: int, progress: Progress) -> ActivationMap:
+def _fitted(
+    method: str,
+    rows: Mapping[Part, PairedRows],
+    ends: MapEnds,
+    seed: int,
+    progress: Progress,
+) -> ActivationMap:
+    train, selection = rows["train"], rows["selection"]
+    generator = torch.Generator().manual_seed(seed)
+    if method in FROM_BOTH_WAYS:
+        both = TwoWayMoments.of(train), TwoWayMoments.of(selection)
+        return FROM_BOTH_WAYS[method].fit(*both)
+    if method not in FROM_ROWS and method not in AUTOENCODERS:
+        return identity_map(ends.source.d_model, ends.target.d_model)
     with progress.stage(f"train the {method} map") as advance:
+
+        def on_step(_step: int, _loss: float) -> None:
+            advance(1)
+
+        if method in FROM_ROWS:
+            return FROM_ROWS[method].fit(train, selection, generator, on_step)
         return fit_autoencoder(
-            rows.source,
-            rows.target,
-            AUTOENCODERS[method],
-            torch.Generator().manual_seed(seed),
-            lambda _step, _loss: advance(1),
+            train.source, train.target, AUTOENCODERS[method], generator, on_step, selection
         )
+
+
+def _on_vocabulary(vocabulary: Callable[[], PairedRows] | None) -> tuple[ActivationMap, int]:
+    """Fits ridge on unembedding rows; every tenth shared token chooses the strength."""
+    if vocabulary is None:
+        raise ConfigError(
+            "the unembedding_rows map is fitted on the models' heads, which are not at hand here: "
+            "use learn-map or run, or another map"
+        )
+    pairs = vocabulary()
+    is_selection = torch.arange(len(pairs.source)) % 10 == 3
+    train, selection = (
+        PairedRows(pairs.source[kept], pairs.target[kept]) for kept in (~is_selection, is_selection)
+    )
+    ridge = RidgeFitter().fit(train.moments, selection.moments)
+    made = replace(ridge, method="unembedding_rows")
+    return made, len(train.source)
+
+
+def _automatic(
+    rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int, progress: Progress
+) -> FittedMap:
+    choosing, reporting = _halves(rows["held_out"])
+    parts: dict[Part, PairedRows] = {**rows, "held_out": choosing}
+    fitted: dict[str, FittedMap] = {}
+    failed: dict[str, str] = {}
+    for name in SIMPLEST_FIRST:
+        try:
+            fitted[name] = fit_map(name, parts, ends, seed, progress)
+        except (FitError, NonFiniteError) as error:
+            failed[name] = str(error)
+    errors = {
+        name: errors_by_text(one.map, _rows_for(one, choosing, ends))
+        for name, one in fitted.items()
+    }
+    chosen, scores = choose_map(errors, SIMPLEST_FIRST)
+    best = fitted[chosen]
+    measured = _rows_for(best, reporting, ends)
+    quality = held_out_quality_on_rows(
+        best.map, measured.source, measured.target, best.quality.n_train
+    )
+    return ends.at(best.source_sites).fitted(
+        best.map,
+        quality,
+        seed=seed,
+        candidates=[score.to_json() for score in scores],
+        not_fitted=failed,
+        n_choosing=len(choosing.source),
+    )
+
+
+def _rows_for(fitted: FittedMap, rows: PairedRows, ends: MapEnds) -> PairedRows:
+    """Cuts rows down to the source sites that a map reads."""
+    if fitted.source_sites == ends.source_sites:
+        return rows
+    _, cut = _one_site(ends, {"held_out": rows})
+    return cut["held_out"]
+
+
+def _halves(rows: PairedRows) -> tuple[PairedRows, PairedRows]:
+    """Cuts held-out rows in two between texts, so that no text both chooses and reports."""
+    ends = torch.tensor(rows.n_per_text or [1] * len(rows.source)).cumsum(0)
+    n_texts = int((ends <= len(rows.source) // 2).sum())
+    cut = int(ends[n_texts - 1]) if n_texts else 0
+    if not 1 < cut < len(rows.source) - 1:
+        raise FitError(
+            f"auto cannot cut {len(rows.source)} held-out pairs in two: give at least 40 texts"
+        )
+    texts = rows.n_per_text
+    return (
+        PairedRows(rows.source[:cut], rows.target[:cut], texts[:n_texts]),
+        PairedRows(rows.source[cut:], rows.target[cut:], texts[n_texts:]),
+    )
 
 
 def _one_site(
@@ -156,8 +251,7 @@ def _one_site(
 ) -> tuple[MapEnds, dict[Part, PairedRows]]:
     site = ends.nearest_source_site
     start = ends.source_sites.index(site) * ends.source.d_model
-    columns = slice(start, start + ends.source.d_model)
-    cut = {part: PairedRows(r.source[:, columns], r.target) for part, r in rows.items()}
+    cut = {part: r.columns(start, start + ends.source.d_model) for part, r in rows.items()}
     return ends.at([site]), cut
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.errors import DataError
@@ -14,6 +13,7 @@ from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.alignment import pair_spans, pair_tokens
 from isthmus.maps.moments import PairMoments
+from isthmus.maps.rows import PairedRows as PairedRows  # noqa: PLC0414  (importable from here, too)
 from isthmus.models.capture import all_token_activations
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import Pairing
@@ -30,19 +30,6 @@ MOST_KEPT = 2**26
 def part_of_text(index: int) -> Part:
     """Returns which part a text belongs to: of ten, seven train, one selects, two are held out."""
     return "selection" if index % 10 == 3 else "held_out" if index % 10 in {6, 9} else "train"
-
-
-@dataclass(frozen=True)
-class PairedRows:
-    """Paired activations themselves, for fits that need rows.
-
-    Attributes:
-        source: Source activations, the sites concatenated.
-        target: Target activations of one site.
-    """
-
-    source: Float[Tensor, "row d_source"]
-    target: Float[Tensor, "row d_target"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ class PairedMoments:
         width = next(iter(self.by_site[site].values())).d_target
         start = list(self.by_site).index(site) * width
         kept = {
-            part: PairedRows(rows.source, rows.target[:, start : start + width])
+            part: PairedRows(rows.source, rows.target[:, start : start + width], rows.n_per_text)
             for part, rows in self.rows.items()
         }
         return kept or None
@@ -169,16 +156,16 @@ def paired_moments(
     # One pass over the source side serves all target sites.
     moments = {part: PairMoments(d_source, d_target) for part in PARTS}
     waiting: dict[Part, list[tuple[Tensor, Tensor]]] = {part: [] for part in PARTS}
-    kept: dict[Part, list[tuple[Tensor, Tensor]]] = {part: [] for part in PARTS}
+    kept: dict[Part, list[PairedRows]] = {part: [] for part in PARTS}
     n_numbers = 0
 
     def flush(part: Part) -> None:
         nonlocal n_numbers
         if waiting[part]:
             pair = _joined(waiting[part])
-            moments[part].update(*pair)
+            moments[part].update(pair.source, pair.target)
             waiting[part].clear()
-            n_numbers += pair[0].numel() + pair[1].numel()
+            n_numbers += pair.source.numel() + pair.target.numel()
             if n_numbers <= MOST_KEPT:
                 kept[part].append(pair)
 
@@ -207,12 +194,22 @@ def paired_moments(
         for i, site in enumerate(sites[1])
     }
     is_kept = n_numbers <= MOST_KEPT
-    rows = {part: PairedRows(*_joined(pairs)) for part, pairs in kept.items() if pairs and is_kept}
+    rows = {part: _all(pieces) for part, pieces in kept.items() if pieces and is_kept}
     return PairedMoments(tuple(sites[0]), by_site, n_pairs, len(texts[0]), rows)
 
 
-def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> PairedRows:
+    """Returns the rows of texts that were read one by one."""
+    sides = [torch.cat([pair[side] for pair in pairs]) for side in (0, 1)]
+    return PairedRows(sides[0], sides[1], tuple(len(x) for x, _ in pairs))
+
+
+def _all(pieces: Sequence[PairedRows]) -> PairedRows:
+    return PairedRows(
+        torch.cat([one.source for one in pieces]),
+        torch.cat([one.target for one in pieces]),
+        tuple(n for one in pieces for n in one.n_per_text),
+    )
 
 
 def paired_rows(
@@ -244,4 +241,4 @@ def paired_rows(
         batch_size=batch_size,
         progress=progress,
     )
-    return {part: PairedRows(*_joined(pairs)) for part, pairs in kept.items() if pairs}
+    return {part: _joined(pairs) for part, pairs in kept.items() if pairs}

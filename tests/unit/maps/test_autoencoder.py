@@ -17,9 +17,11 @@ from isthmus.maps import (
     AffineMap,
     AutoencoderMap,
     AutoencoderSettings,
+    PairedRows,
     fit_autoencoder,
     held_out_quality_on_rows,
 )
+from isthmus.maps.autoencoder_training import STEPS_PER_LOOK
 
 QUICK = AutoencoderSettings(learning_rate=1e-2, n_steps=5, batch_size=16)
 
@@ -126,6 +128,47 @@ def test_steps_are_counted_in_epochs_unless_given(n_epochs, n_steps, expected):
     assert steps == list(range(1, expected + 1))
 
 
+def test_training_that_starts_at_zero_starts_from_the_mean_of_the_targets():
+    x, y = float_pairs(64)
+    settings = replace(QUICK, is_standardised=True, starts_at_zero=True, learning_rate=1e-12)
+    fitted = fit_autoencoder(x, y, settings, seeded())
+    torch.testing.assert_close(fitted(x), y.mean(0).expand(64, 4))
+
+
+def overfitted(patience: int | None) -> tuple[list[int], float]:
+    """How long training on a few noisy pairs went on, and how well it then does on others."""
+    x, y = independent_noise(40, 6, 4, seed=0)
+    other = PairedRows(*(side.float() for side in independent_noise(500, 6, 4, seed=1)))
+    settings = AutoencoderSettings(
+        hidden_factor=10.0,
+        learning_rate=1e-2,
+        n_steps=900,
+        is_standardised=True,
+        starts_at_zero=True,
+        patience=patience,
+    )
+    steps: list[int] = []
+    fitted = fit_autoencoder(
+        x.float(), y.float(), settings, seeded(), lambda step, _: steps.append(step), other
+    )
+    quality = held_out_quality_on_rows(fitted, other.source, other.target, n_train=40)
+    return steps, quality.r2_held_out
+
+
+def test_with_patience_training_ends_and_the_best_weights_are_kept():
+    endless, worse = overfitted(None)
+    ended, better = overfitted(2)
+    assert len(endless) == 900
+    assert len(ended) == 2 * STEPS_PER_LOOK
+    assert better > -0.1 > worse
+
+
+def test_without_selection_pairs_patience_changes_nothing():
+    x, y = float_pairs(64)
+    made = [fit_autoencoder(x, y, replace(QUICK, patience=one), seeded()) for one in (None, 3)]
+    assert torch.equal(made[0](x), made[1](x))
+
+
 def test_a_coordinate_that_never_varies_is_reproduced():
     x, y = float_pairs(64)
     x[:, 2], y[:, 1] = 5.0, 7.0
@@ -171,6 +214,7 @@ def test_data_that_cannot_be_fitted_is_refused():
         ("n_steps", 0),
         ("batch_size", 0),
         ("weight_decay", -0.1),
+        ("patience", 0),
     ],
 )
 def test_settings_outside_their_range_are_refused(name: str, value: float):

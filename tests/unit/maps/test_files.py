@@ -17,12 +17,17 @@ from isthmus.maps import (
     AffineMap,
     AutoencoderSettings,
     FittedMap,
+    KernelMap,
+    KernelRidgeFitter,
     MapQuality,
+    PairedRows,
+    ResidualFitter,
     fit_autoencoder,
     identity_map,
     load_map,
     save_map,
 )
+from isthmus.maps.residual import residual_settings
 
 SITES = (Site(2), Site(0, Stream.MLP_OUT))
 
@@ -37,6 +42,17 @@ def an_affine_map() -> AffineMap:
     return AffineMap(weight, torch.ones(6), torch.ones(4), "ridge", {"strength": 0.1})
 
 
+def a_kernel_map() -> ActivationMap:
+    rows = PairedRows(*linear_pairs(30, random_weight(6, 4)))
+    return KernelRidgeFitter(n_landmarks=10).fit(rows, rows, seeded())
+
+
+def a_residual_map() -> ActivationMap:
+    x, y = linear_pairs(30, random_weight(6, 4))
+    rows = PairedRows(x.float(), y.float())
+    return ResidualFitter(residual_settings(n_steps=3)).fit(rows, rows, seeded())
+
+
 def fitted_map(activation_map: ActivationMap) -> FittedMap:
     return FittedMap(
         map=activation_map,
@@ -49,7 +65,16 @@ def fitted_map(activation_map: ActivationMap) -> FittedMap:
     )
 
 
-@pytest.mark.parametrize("make", [an_affine_map, an_autoencoder, lambda: identity_map(6, 4)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        an_affine_map,
+        an_autoencoder,
+        a_kernel_map,
+        a_residual_map,
+        lambda: identity_map(6, 4),
+    ],
+)
 def test_a_loaded_map_is_the_saved_map(tmp_path: Path, make: Callable[[], ActivationMap]):
     saved = fitted_map(make())
     save_map(tmp_path / "map", saved)
@@ -67,6 +92,15 @@ def test_what_a_fit_chose_survives_saving(tmp_path: Path):
     loaded = load_map(tmp_path / "map").map
     assert isinstance(loaded, AffineMap)
     assert loaded.details == {"strength": 0.1}
+
+
+def test_what_a_kernel_map_chose_survives_saving(tmp_path: Path):
+    made = a_kernel_map()
+    save_map(tmp_path / "map", fitted_map(made))
+    loaded = load_map(tmp_path / "map").map
+    assert isinstance(made, KernelMap)
+    assert isinstance(loaded, KernelMap)
+    assert (loaded.details, loaded.gamma) == (made.details, made.gamma)
 
 
 def test_means_that_share_memory_can_be_saved(tmp_path: Path):

@@ -1,0 +1,270 @@
+"""Ridge maps that a few huge activations do not decide.
+
+1. Clipping draws rows that lie further from the median than a multiple of the median distance back
+   to that distance, on each side by itself, and then fits ridge on them.
+2. Huber's loss counts an error squared up to a threshold and linearly beyond it: pairs are
+   weighted by min(1, threshold / error), the map is fitted again, and so on.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus.core.errors import ConfigError
+from isthmus.maps.base import AffineMap, affine_from_fit
+from isthmus.maps.fitting import OnStep, no_step
+from isthmus.maps.moments import PairMoments, require_fittable
+from isthmus.maps.ridge import STRENGTHS, RidgeFitter, best_on, require_strengths, ridge_weights
+from isthmus.maps.rows import PairedRows
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class NormClip:
+    """Draws rows back to a ball, x ↦ centre + (x - centre) · min(1, radius / |x - centre|).
+
+    Made from a sample of rows it clips a stream of others, which moments then take.
+
+    Attributes:
+        centre: Middle of the ball, float64.
+        radius: Its radius.
+    """
+
+    centre: Float[Tensor, " d_model"]
+    radius: float
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "row d_model"], factor: float) -> "NormClip":
+        """Measures where the rows lie.
+
+        Args:
+            rows: A sample; left unchanged.
+            factor: Radius in units of the median distance from the centre.
+
+        Returns:
+            A ball round the median of every coordinate.
+        """
+        centre = rows.detach().double().median(0).values
+        distances = torch.cat(
+            [(part.double() - centre).norm(dim=1) for part in rows.split(_ROWS_AT_ONCE)]
+        )
+        return cls(centre, factor * float(distances.median()))
+
+    def __call__(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Returns the rows, those outside the ball on its surface, in float64."""
+        away = rows.double() - self.centre.to(rows.device)
+        # A row at the centre has distance 0 and stays there.
+        distance = away.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        clipped = self.centre.to(rows.device) + away * (self.radius / distance)
+        return torch.where(distance > self.radius, clipped, rows.double())
+
+
+@dataclass(frozen=True)
+class ClippedRidgeFitter:
+    """Fits ridge on rows that were drawn back to a ball on each side.
+
+    Attributes:
+        factor: Radius of the balls in units of the median distance from the median; above 0.
+        strengths: Candidates, relative to the mean eigenvalue of Sxx; finite and above 0.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    factor: float = 2.0
+    strengths: tuple[float, ...] = STRENGTHS
+
+    def __post_init__(self) -> None:
+        require_strengths(self.strengths)
+        if not 0 < self.factor < float("inf"):
+            raise ConfigError(f"clipping factor {self.factor} must be finite and above 0")
+
+    def fit(
+        self,
+        train: PairedRows,
+        selection: PairedRows,
+        _generator: torch.Generator | None = None,
+        _on_step: OnStep = no_step,
+    ) -> AffineMap:
+        """Returns the map whose strength does best on the selection pairs, clipped alike.
+
+        Args:
+            train: Training pairs; the balls are measured on them.
+            selection: Other pairs, by which the strength is chosen.
+            _generator: Not needed: nothing is random.
+            _on_step: Never called: there are no steps.
+
+        Returns:
+            A float32 map whose `details` hold the chosen strength and the share of clipped pairs.
+
+        Raises:
+            FitError: If there are fewer than two pairs on a side or activations never vary.
+        """
+        clips = NormClip.of(train.source, self.factor), NormClip.of(train.target, self.factor)
+        moments = [_clipped(rows, clips) for rows in (train, selection)]
+        made = RidgeFitter(self.strengths).fit(*moments)
+        outside = [
+            (side.double() - clip.centre).norm(dim=1) > clip.radius
+            for side, clip in zip((train.source, train.target), clips, strict=True)
+        ]
+        share = float((outside[0] | outside[1]).double().mean())
+        return AffineMap(
+            made.weight,
+            made.source_mean,
+            made.target_mean,
+            "ridge_clipped",
+            {**made.details, "clipped": share},
+        )
+
+
+def _clipped(rows: PairedRows, clips: tuple[NormClip, NormClip]) -> PairMoments:
+    moments = PairMoments(rows.source.shape[1], rows.target.shape[1])
+    pieces = zip(rows.source.split(_ROWS_AT_ONCE), rows.target.split(_ROWS_AT_ONCE), strict=True)
+    for x, y in pieces:
+        moments.update(clips[0](x), clips[1](y))
+    return moments
+
+
+def weighted_moments(rows: PairedRows, weights: Float[Tensor, " row"]) -> PairMoments:
+    """Computes moments in which some pairs count less than others.
+
+    Args:
+        rows: Pairs; left unchanged.
+        weights: How much each counts, not negative and not all zero.
+
+    Returns:
+        Weighted means and scatters; `n` still counts the pairs.
+    """
+    moments = PairMoments(rows.source.shape[1], rows.target.shape[1])
+    moments.n = len(weights)
+    w = weights.double()
+    total = w.sum()
+    pieces = list(
+        zip(*(part.split(_ROWS_AT_ONCE) for part in (rows.source, rows.target, w)), strict=True)
+    )
+    for x, y, some in pieces:
+        moments.source_mean += some @ x.double() / total
+        moments.target_mean += some @ y.double() / total
+    for x, y, some in pieces:
+        dx, dy = x.double() - moments.source_mean, y.double() - moments.target_mean
+        moments.source_scatter += (dx * some[:, None]).T @ dx
+        moments.cross_scatter += (dx * some[:, None]).T @ dy
+        moments.target_scatter += some @ dy.square()
+    return moments
+
+
+@dataclass(frozen=True)
+class HuberRidgeFitter:
+    """Fits ridge under Huber's loss of the length of a pair's error, by reweighting.
+
+    Lowers Σ ρ(|y - f(x)|) + λ |W|² with ρ(r) = r² up to the threshold t and 2 t r - t² beyond.
+    The threshold is a multiple of the median error of the plain ridge map and then stays.
+
+    Source: Huber 1964, "Robust estimation of a location parameter"; Holland and Welsch 1977 for
+    the reweighting.
+
+    Attributes:
+        factor: Threshold in units of the median error; above 0.
+        strengths: Candidates, relative to the mean eigenvalue of the weighted Sxx.
+        n_passes: Most rounds of reweighting, at least 1.
+        tolerance: The fit ends when a round moves the map by less than this share of its size.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    factor: float = 2.0
+    strengths: tuple[float, ...] = STRENGTHS
+    n_passes: int = 10
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_strengths(self.strengths)
+        if not 0 < self.factor < float("inf") or self.n_passes < 1:
+            raise ConfigError(
+                f"Huber factor {self.factor} must be finite and above 0, and {self.n_passes} "
+                "passes at least 1"
+            )
+
+    def fit(
+        self,
+        train: PairedRows,
+        selection: PairedRows,
+        _generator: torch.Generator | None = None,
+        on_step: OnStep = no_step,
+    ) -> AffineMap:
+        """Returns the map whose strength does best on selection pairs that are weighted alike.
+
+        Args:
+            train: Training pairs, read once per pass.
+            selection: Other pairs, by which the strength is chosen.
+            _generator: Not needed: nothing is random.
+            on_step: Told of every pass and of the mean loss before it.
+
+        Returns:
+            A float32 map whose `details` hold the chosen strength, the threshold and the share of
+            pairs that count less than fully.
+
+        Raises:
+            FitError: If there are fewer than two pairs on a side or activations never vary.
+        """
+        moments = [rows.moments for rows in (train, selection)]
+        require_fittable(moments[0], "a robust ridge map")
+        strength, weight = best_on(
+            moments[1], moments[0], ridge_weights(moments[0], self.strengths)
+        )
+        errors = _errors(train, moments[0], weight)
+        threshold = self.factor * float(errors.median())
+        for step in range(self.n_passes):
+            weights = [
+                _huber_weights(_errors(rows, moments[0], weight), threshold)
+                for rows in (train, selection)
+            ]
+            on_step(step + 1, _mean_loss(_errors(train, moments[0], weight), threshold))
+            moments = [
+                weighted_moments(rows, some)
+                for rows, some in zip((train, selection), weights, strict=True)
+            ]
+            before = weight
+            strength, weight = best_on(
+                moments[1], moments[0], ridge_weights(moments[0], self.strengths)
+            )
+            if float((weight - before).norm()) <= self.tolerance * float(weight.norm()):
+                break
+        less = _huber_weights(_errors(train, moments[0], weight), threshold) < 1
+        details = {
+            "strength": strength,
+            "threshold": threshold,
+            "downweighted": float(less.double().mean()),
+        }
+        means = moments[0].source_mean, moments[0].target_mean
+        return affine_from_fit(weight, *means, "ridge_huber", details)
+
+
+def _errors(
+    rows: PairedRows, moments: PairMoments, weight: Float[Tensor, "d_source d_target"]
+) -> Float[Tensor, " row"]:
+    pieces = zip(rows.source.split(_ROWS_AT_ONCE), rows.target.split(_ROWS_AT_ONCE), strict=True)
+    return torch.cat(
+        [
+            (y.double() - moments.target_mean - (x.double() - moments.source_mean) @ weight).norm(
+                dim=1
+            )
+            for x, y in pieces
+        ]
+    )
+
+
+def _huber_weights(errors: Float[Tensor, " row"], threshold: float) -> Float[Tensor, " row"]:
+    # A perfect map has errors and a threshold of 0: then every pair counts.
+    return torch.where(errors > threshold, threshold / errors, torch.ones_like(errors)).clamp(
+        min=torch.finfo(torch.float64).tiny
+    )
+
+
+def _mean_loss(errors: Float[Tensor, " row"], threshold: float) -> float:
+    beyond = 2 * threshold * errors - threshold**2
+    return float(torch.where(errors > threshold, beyond, errors.square()).mean())
