@@ -125,7 +125,7 @@ def _crossings(task: TaskName, course: str) -> Part:
 
 def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
     source, *targets = (f"organism:{name}" for name in organisms_of("corrupted"))
-    n_test, n_train = scope.pick(96, 240), scope.pick(100, 200)
+    n_test, n_train = scope.pick(96, 240), scope.pick(200, 420)
     return joined(
         "corrupted",
         [
