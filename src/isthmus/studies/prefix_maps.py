@@ -18,7 +18,7 @@ from isthmus.maps.controls import shuffled_rows
 from isthmus.workflows.map_fitting import fit_closed_form, moments_of
 from isthmus.workflows.pairing import PARTS, PairedRows, Part, part_of_text
 
-PrefixStates = Float[Tensor, "text token width"]
+PrefixStates = Float[Tensor, "text token _"]
 """States at the tokens of the prefix, text by text."""
 
 

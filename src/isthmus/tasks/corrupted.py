@@ -124,7 +124,7 @@ class CorruptedTask:
         "replace",
         ("last:3",),
         (1.0,),
-        "no vector at the prompt brings the fact: a virtual prefix does (docs/corrupted.md)",
+        "no vector at the prompt brings the fact: the prefix's states do (docs/tasks.md)",
     )
 
     def twins(self, split: str, n: int, seed: int) -> list[TwinPrompt]:
