@@ -42,6 +42,8 @@ questions about other facts than the one that is asked; for questions with other
 `own_states` the source runs on training questions alone: an affine function of the target's own
 states at the end of the prompt was fitted to what the map made of the source's."""
 
+_MOST_TWINS = 200  # their pairs stay in memory, where a control can shuffle them
+
 
 @dataclass(frozen=True)
 class Side:
@@ -107,12 +109,14 @@ class Donors:
         self._moments: PairedMoments | None = None
         self.train = self.side("train", n_train)
         self._prefix_maps: dict[tuple[Site, str], PrefixMap] = {}
+        self._all_token_maps: dict[tuple[Site, str], Callable[[Tensor], Tensor]] = {}
         self._without: dict[tuple[Site, str], dict[str, PrefixMap]] = {}
 
     def _all_token_pairs(self) -> PairedMoments:
         if self._moments is not None:
             return self._moments
-        texts = map_texts(CorruptedTask().twins("train", self._n_train, self.seed))
+        n = min(self._n_train, _MOST_TWINS)
+        texts = map_texts(CorruptedTask().twins("train", n, self.seed))
         source, target = (
             encode_prompts(lm.tokenizer, [p for p, _ in texts], answers=[a for _, a in texts])
             for lm in (self.source, self.target)
@@ -220,9 +224,15 @@ class Donors:
         return self._without[site, fit]
 
     def _all_token_map(self, site: Site, condition: str) -> Callable[[Tensor], Tensor]:
+        if (site, condition) not in self._all_token_maps:
+            self._all_token_maps[site, condition] = self._fit_all_tokens(site, condition)
+        return self._all_token_maps[site, condition]
+
+    def _fit_all_tokens(self, site: Site, condition: str) -> Callable[[Tensor], Tensor]:
+        pairs = self._all_token_pairs()
         if condition == "transferred":
-            return fit_closed_form("ridge", self._all_token_pairs().by_site[site])[0]
-        rows = self._all_token_pairs().rows_at(site)
+            return fit_closed_form("ridge", pairs.by_site[site])[0]
+        rows = pairs.rows_at(site)
         if rows is None:
             raise FitError("too many texts to shuffle in memory: use fewer questions")
         return shuffled_map(rows, self._ends_at(site), self.seed).map
