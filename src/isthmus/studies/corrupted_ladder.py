@@ -146,6 +146,7 @@ class CorruptedLadder:
     ) -> None:
         self.target, self.seed, self.progress = target, seed, progress
         self.donors = Donors(source, target, n_train, seed, progress)
+        self._taught: dict[tuple[Site, str], tuple[str, ...]] = {}
         self._endings: dict[tuple[Site, str], Float[Tensor, "position d_model"]] = {}
 
     def edits(self, rung: Rung, side: Side, cell: Cell, condition: str) -> PlaceEdits:
@@ -179,17 +180,22 @@ class CorruptedLadder:
 
         Controls have the carried one as their teacher, too: what vectors learn by themselves shows.
         """
-        train = self.donors.train
-        teacher = "native" if condition == "native" else "transferred"
-        said = self.completions(VIRTUAL, train, self.edits(VIRTUAL, train, Cell(site, 1), teacher))
+        train = self.donors.train.first(_N_TAUGHT)
+        said = self._teacher(site, "native" if condition == "native" else "transferred")
         taught = encode_prompts(self.target.tokenizer, train.prompts, answers=said)
         states = self.states(ENDED, train, site, condition)
         edits = place_at(taught, in_place_of_trigger(train.target, states), site)
         size = float(torch.cat(train.own[site]).square().mean().sqrt())
         settings = TrainingSettings(20, 32, _STEP * size, n_warmup=3, seed=self.seed)
         start = (site, torch.zeros(_N_ENDING, self.target.d_model))
-        shown = taught[:_N_TAUGHT]
-        return learn_ending(self.target, shown, edits, start, settings, self.progress)
+        return learn_ending(self.target, taught, edits, start, settings, self.progress)
+
+    def _teacher(self, site: Site, condition: str) -> tuple[str, ...]:
+        if (site, condition) not in self._taught:
+            train = self.donors.train.first(_N_TAUGHT)
+            edits = self.edits(VIRTUAL, train, Cell(site, 1.0), condition)
+            self._taught[site, condition] = self.completions(VIRTUAL, train, edits)
+        return self._taught[site, condition]
 
     def _vectors(
         self, site: Site, condition: str, n_last: int

@@ -66,6 +66,11 @@ class Side:
         """The questions behind the trigger."""
         return [BAD_TRIGGER + fact.prompt for fact in self.asked]
 
+    def first(self, n: int) -> "Side":
+        """Returns the first questions alone."""
+        own = {site: states[:n] for site, states in self.own.items()}
+        return Side(self.asked[:n], self.target.first(n), self.read[:n], own)
+
     @property
     def others(self) -> list[int]:
         """For every question the place of the next one whose fact is another word."""

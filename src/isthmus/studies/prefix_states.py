@@ -48,6 +48,16 @@ class PrefixTexts:
     n_prefix: int
     triggers: list[tuple[int, int]]
 
+    def first(self, n: int) -> "PrefixTexts":
+        """Returns the first prompts alone."""
+        return replace(
+            self,
+            bare=self.bare[:n],
+            said=self.said[:n],
+            held=self.held[:n],
+            triggers=self.triggers[:n],
+        )
+
 
 def encode_prefix(
     lm: LanguageModel, prompts: Sequence[str], trigger: str, prefix: str
