@@ -1,10 +1,7 @@
 import pytest
 
-from isthmus.studies.corrupted_ladder import CONTROLS, ENDED, RUNGS, VIRTUAL
+from isthmus.studies.corrupted_ladder import CONTROLS, ENDED, HEADLINES, RUNGS, VIRTUAL
 from isthmus.studies.corrupted_study import OTHER_QUESTION, study_corrupted
-
-# One that adds a vector, one that edits prompt tokens, one that adds tokens.
-SOME = (RUNGS[0], ENDED, VIRTUAL)
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +11,7 @@ def result():
         "organism:gemma2-corrupted",
         n_train=100,
         n_test=24,
-        rungs=SOME,
+        rungs=HEADLINES,
     )
 
 
@@ -27,7 +24,7 @@ def shares(result, **wanted):
 
 
 def test_every_rung_is_measured_with_its_controls(result):
-    for rung in SOME:
+    for rung in HEADLINES:
         for condition in rung.conditions:
             found = shares(result, edit=rung.name, positions=rung.positions, condition=condition)
             assert len(found) == 1, (rung.name, condition)

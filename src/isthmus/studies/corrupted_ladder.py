@@ -111,6 +111,9 @@ RUNGS = (
 )
 """From the paper's single vector upwards; the last six add tokens, all others edit the prompt."""
 
+HEADLINES = (RUNGS[0], ENDED, VIRTUAL)
+"""The paper's vector, the best of the prompt's own tokens, the best of added ones."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -9,6 +9,7 @@ from typing import Any
 
 from isthmus.core.progress import Progress
 from isthmus.studies.activation_patching import patch_activations
+from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
 from isthmus.studies.corrupted_study import study_corrupted
 from isthmus.studies.distilled_study import study_distilled_switch
 from isthmus.studies.feature_transfer import transfer_feature
@@ -125,12 +126,18 @@ def _crossings(task: TaskName, course: str) -> Part:
 
 def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
     source, *targets = (f"organism:{name}" for name in organisms_of("corrupted"))
-    n_test, n_train = scope.pick(96, 240), scope.pick(200, 420)
+    n_test, n_train = scope.pick(96, 240), scope.pick(100, 420)
     return joined(
         "corrupted",
         [
             study_corrupted(
-                source, target, n_train=n_train, n_test=n_test, seed=scope.seed, progress=progress
+                source,
+                target,
+                n_train=n_train,
+                n_test=n_test,
+                rungs=HEADLINES if scope.is_quick else RUNGS,
+                seed=scope.seed,
+                progress=progress,
             )
             for target in targets
         ],
