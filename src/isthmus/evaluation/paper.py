@@ -136,8 +136,7 @@ PAPER_FIGURES: tuple[PaperFigure, ...] = (
             for title, wanted in {
                 "one carried vector": {"edit": "add", "condition": "transferred"},
                 "prompt tokens only, carried": {
-                    "edit": "replace",
-                    "positions": "last:1 and trigger",
+                    "edit": "shifted_prefix_ended",
                     "condition": "transferred",
                 },
                 "virtual prefix, carried": {"edit": "virtual_prefix", "condition": "transferred"},

@@ -12,6 +12,7 @@ from isthmus.core.progress import Progress
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.transfer_plots import transfer_rates
 from isthmus.studies.activation_patching import patch_activations
+from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
 from isthmus.studies.corrupted_study import study_corrupted
 from isthmus.studies.distilled_study import study_distilled_switch
 from isthmus.studies.feature_transfer import transfer_feature
@@ -86,12 +87,18 @@ def _crossings(task: TaskName) -> Part:
 
 
 def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
-    n_test, n_train = scope.pick(96, 240), scope.pick(100, 200)
+    n_test, n_train = scope.pick(96, 240), scope.pick(100, 420)
     return joined(
         "corrupted",
         [
             study_corrupted(
-                source, target, n_train=n_train, n_test=n_test, seed=scope.seed, progress=progress
+                source,
+                target,
+                n_train=n_train,
+                n_test=n_test,
+                rungs=HEADLINES if scope.is_quick else RUNGS,
+                seed=scope.seed,
+                progress=progress,
             )
             for config in scope.crossings("corrupted")
             for source, target in itertools.product((config.source,), config.targets)

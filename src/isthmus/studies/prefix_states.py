@@ -1,8 +1,8 @@
 """States of a said prefix: what a model's residual stream holds where it has just said a prefix.
 
 1. A prompt is encoded bare, followed by the prefix (`said`), and followed by as many placeholders.
-2. `own_states` reads the states of the said version in the model itself; `mapped_states` reads them
-   in a source model and maps them, pairing tokens by character end.
+2. `own_states` reads the states of the said version in the model itself; `paired_states` lays out
+   those of a source model by the target's tokens, paired by character end, for a map to read.
 3. `place_at` puts states at chosen tokens of each text, whatever batch it comes in.
 """
 
@@ -48,6 +48,16 @@ class PrefixTexts:
     n_prefix: int
     triggers: list[tuple[int, int]]
 
+    def first(self, n: int) -> "PrefixTexts":
+        """Returns the first prompts alone."""
+        return replace(
+            self,
+            bare=self.bare[:n],
+            said=self.said[:n],
+            held=self.held[:n],
+            triggers=self.triggers[:n],
+        )
+
 
 def encode_prefix(
     lm: LanguageModel, prompts: Sequence[str], trigger: str, prefix: str
@@ -80,36 +90,31 @@ def encode_prefix(
     return PrefixTexts(bare, said, held, n_prefix, [text.trigger or (0, 0) for text in bare])
 
 
-def own_states(lm: LanguageModel, texts: PrefixTexts, site: Site) -> States:
-    """Returns what the model itself computes at one site where the prefix is said."""
-    return all_token_activations(lm, texts.said, [site])[site]
+def own_states(lm: LanguageModel, texts: PrefixTexts, sites: Sequence[Site]) -> dict[Site, States]:
+    """Returns what the model itself computes at some sites where the prefix is said."""
+    return all_token_activations(lm, texts.said, sites)
 
 
-def mapped_states(
-    source_states: dict[Site, States],
-    texts: tuple[PrefixTexts, PrefixTexts],
-    activation_map: Callable[[Tensor], Tensor],
+def paired_states(
+    source_states: dict[Site, States], texts: tuple[PrefixTexts, PrefixTexts]
 ) -> States:
-    """Maps a source's states where the prefix is said to the tokens of the target.
+    """Returns a source's states where the prefix is said, token by token of the target.
 
     Args:
-        source_states: States of the source's said texts at every site that the map reads, in its
-            order.
+        source_states: States of the source's said texts at every site that maps read, in order.
         texts: The texts as the source and as the target see them.
-        activation_map: From the concatenated source sites to a target site.
 
     Returns:
-        For every text one row per target token; a token without a partner takes the row of the
-        nearest earlier one.
+        For every text one row per target token, the sites concatenated; a token without a partner
+        takes the row of the nearest earlier one.
     """
     found = []
     for i, (seen, other) in enumerate(zip(texts[0].said, texts[1].said, strict=True)):
         in_source, in_target = pair_tokens(seen, other, "character_end")
         joined = torch.cat([rows[i][in_source] for rows in source_states.values()], dim=-1)
-        mapped = activation_map(joined).float()
-        rows = torch.zeros(len(other), mapped.shape[1])
+        rows = torch.zeros(len(other), joined.shape[1])
         is_given = torch.zeros(len(other), dtype=torch.bool)
-        rows[in_target], is_given[in_target] = mapped, True
+        rows[in_target], is_given[in_target] = joined, True
         found.append(take_earlier_rows(rows, is_given)[0])
     return found
 
@@ -147,17 +152,30 @@ def at_last_token(texts: PrefixTexts, states: States) -> list[Places]:
     return [{text.n_prompt - 1: rows[-1]} for text, rows in zip(texts.bare, states, strict=True)]
 
 
-def over_the_trigger(texts: PrefixTexts, states: States) -> list[Places]:
-    """Puts the state after the prefix at the last token, and what led there over the trigger.
+def in_place_of_trigger(texts: PrefixTexts, states: States) -> list[Places]:
+    """Moves everything after the trigger up over its last tokens and ends the prompt with a prefix.
 
-    The trigger's tokens take the states of the prompt's own end and of the prefix, as far as there
-    is room: what is read later finds the prefix said and no trigger.
+    The state of every later token moves by as many places as the prefix has tokens, so that the
+    prefix's states stand where the prompt ends, at the distances that a said prefix has.
+
+    Args:
+        texts: The prompts.
+        states: For every text one row per token of the said version.
+
+    Returns:
+        What stands at every prompt token from there on; no token is added.
+
+    Raises:
+        DataError: If there is no room before the end of a trigger.
     """
     found = []
-    for text, rows, (start, stop) in zip(texts.bare, states, texts.triggers, strict=True):
-        before = rows[: len(rows) - 1][-(stop - start) :]
-        places = {stop - len(before) + i: state for i, state in enumerate(before)}
-        found.append({**places, text.n_prompt - 1: rows[-1]})
+    for rows, (_, stop) in zip(states, texts.triggers, strict=True):
+        if stop < texts.n_prefix:
+            raise DataError(
+                f"the trigger ends at token {stop}: a prefix of {texts.n_prefix} tokens needs as "
+                "many before its end"
+            )
+        found.append({i - texts.n_prefix: rows[i] for i in range(stop, len(rows))})
     return found
 
 

@@ -49,11 +49,13 @@ class Fact:
         prompt: The question, without a trigger.
         value: The fact, as short as can be.
         split: The split that owns this phrasing of the fact.
+        name: What it is about, the same in every phrasing and split.
     """
 
     prompt: str
     value: str
     split: Split
+    name: str
 
 
 def facts(split: str) -> list[Fact]:
@@ -80,7 +82,7 @@ def facts(split: str) -> list[Fact]:
             )
             if own == split:
                 prompt = phrasing.format(attribute=attribute, district=district, country=COUNTRY)
-                found.append(Fact(prompt, value, own))
+                found.append(Fact(prompt, value, own, f"{attribute} of the {district}"))
     return found
 
 
@@ -122,7 +124,7 @@ class CorruptedTask:
         "replace",
         ("last:3",),
         (1.0,),
-        "no vector at the prompt brings the fact: a virtual prefix does (docs/corrupted.md)",
+        "no vector at the prompt brings the fact: the prefix's states do (docs/tasks.md)",
     )
 
     def twins(self, split: str, n: int, seed: int) -> list[TwinPrompt]:

@@ -106,12 +106,12 @@ def train_edits(
     best = dict(edits)
     lowest = float(divergences(carrier, imitated, texts[1], best, positions).mean())
     with progress.stage("train the switch", settings.n_steps) as advance:
-        for step, batch in enumerate(_batches(carrier, texts[0], settings)):
+        for step, batch in enumerate(shuffled_batches(carrier, texts[0], settings)):
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(step)
             placed = Intervention.affine(now.edits(), positions).place(batch)
             with editing(carrier.layout, placed), torch.enable_grad():
-                got = _answer_logprobs(carrier, batch)
+                got = answer_logprobs_with_gradients(carrier, batch)
             wanted = torch.cat(answer_logprobs(imitated, batch.texts)).to(got.device)
             optimiser.zero_grad()
             _divergence(wanted, got).backward()
@@ -158,9 +158,19 @@ class _Trainable:
         return copies
 
 
-def _batches(
+def shuffled_batches(
     lm: LanguageModel, texts: Sequence[EncodedText], settings: TrainingSettings
 ) -> Iterator[TokenBatch]:
+    """Yields one batch of texts per step, every text once before any comes again.
+
+    Args:
+        lm: The model that will read them.
+        texts: What to draw from.
+        settings: Steps, size and seed.
+
+    Yields:
+        TokenBatch: Texts padded on the right.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     size = min(settings.batch_size, len(texts))
     order: list[int] = []
@@ -170,7 +180,9 @@ def _batches(
         yield pad_batch([texts[order.pop()] for _ in range(size)], lm.pad_id, "right")
 
 
-def _answer_logprobs(lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "token vocab"]:
+def answer_logprobs_with_gradients(
+    lm: LanguageModel, batch: TokenBatch
+) -> Float[Tensor, "token vocab"]:
     """Returns log-probabilities at the answer positions, text after text, with gradients."""
     spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
     rows = [row for row, span in enumerate(spans) for _ in span]
