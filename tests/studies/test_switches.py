@@ -15,7 +15,7 @@ from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, wrap_language_model
 from isthmus.models.scoring import answer_logprobs
-from isthmus.studies.distilled_switch import DistillSettings, distil_switch
+from isthmus.studies.distilled_switch import DistillSettings, distil_switch, read_switch
 from isthmus.workflows.learn_switch import SwitchRecipe, learn_switch, switch_from_texts
 from isthmus.workflows.switch_fitting import (
     default_sites,
@@ -175,9 +175,10 @@ def test_a_carried_switch_belongs_to_the_target_whatever_its_tokenizer(pair: Pai
     target = tiny_model("gemma2", kind="metaspace", n_layers=3)
     nobody = ModelIdentity("nobody", "w", "t", target.d_model, 3)
     settings = DistillSettings(rank=2, max_new_tokens=3)
-    arguments = (nobody, (PROMPTS[::2], PROMPTS[1::2]), settings, SilentProgress())
-    carried = distil_switch(switch, pair[1], target, *arguments)
+    prompts = (PROMPTS[::2], PROMPTS[1::2])
+    reading = read_switch(switch, (pair[1], target), prompts, settings)
+    carried = distil_switch(reading, nobody, settings, SilentProgress())
     assert carried.carrier == target.identity
     assert carried.sites == default_sites(target)
     with pytest.raises(IdentityError):
-        distil_switch(switch, pair[0], target, *arguments)
+        read_switch(switch, (pair[0], target), prompts, settings)

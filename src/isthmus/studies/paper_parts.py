@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.carrying.switches import Towards
 from isthmus.core.progress import Progress
 from isthmus.studies.activation_patching import patch_activations
 from isthmus.studies.corrupted_study import study_corrupted
 from isthmus.studies.distilled_study import study_distilled_switch
 from isthmus.studies.feature_transfer import transfer_feature
+from isthmus.studies.gain_study import study_gain
 from isthmus.studies.layer_sweep import sweep_layers
 from isthmus.studies.mapper_validation import validate_map
 from isthmus.studies.multi_layer import study_multi_layer
 from isthmus.studies.noise_study import study_noise
 from isthmus.studies.probe_transfer import transfer_probe
 from isthmus.studies.result import StudyResult
-from isthmus.studies.switch_study import SwitchStudySizes, study_switch
+from isthmus.studies.switch_questions import SwitchStudySizes
+from isthmus.studies.switch_study import study_switch
 from isthmus.tasks import TASKS, task_named
 from isthmus.workflows.config import RunConfig, TaskName
 from isthmus.workflows.run import run
@@ -180,9 +183,51 @@ def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
 
 
 def _switch(scope: Scope, progress: Progress) -> StudyResult:
-    sizes = _sizes(scope)
     base, fine_tuned = "organism:llama", "organism:llama-backdoor"
-    return study_switch(base, fine_tuned, sizes=sizes, seed=scope.seed, progress=progress)
+    sizes: dict[Towards, SwitchStudySizes] = {
+        "base": SwitchStudySizes(),
+        "fine_tuned": SwitchStudySizes(
+            ranks=(16,),
+            trained=(("embeddings", 16), ("all", 8)),
+            alternatives=("direct_patch", "lora_rank_16"),
+        ),
+    }
+    if scope.is_quick:
+        small = SwitchStudySizes(
+            n_train=60,
+            n_validation=12,
+            n_test=32,
+            ranks=(4,),
+            trained=(("trigger", 0), ("embeddings", 1), ("all", 8)),
+            n_steps=40,
+        )
+        sizes = {"base": small, "fine_tuned": small}
+    studies = [
+        study_switch(
+            base, fine_tuned, directions=(to,), sizes=one, seed=scope.seed, progress=progress
+        )
+        for to, one in sizes.items()
+    ]
+    return joined("switch", studies)
+
+
+def _switch_gain(scope: Scope, progress: Progress) -> StudyResult:
+    quick = SwitchStudySizes(
+        n_train=40, n_validation=12, n_test=24, ranks=(4,), trained=(("all", 8),), n_steps=40
+    )
+    gains = {"refusal": "llama-assistant", "corrupted": "llama-corrupted"}
+    studies = [
+        study_gain(
+            "organism:llama",
+            f"organism:{fine_tuned}",
+            task,
+            sizes=quick if scope.is_quick else None,
+            seed=scope.seed,
+            progress=progress,
+        )
+        for task, fine_tuned in gains.items()
+    ]
+    return joined("switch_gain", studies)
 
 
 def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
@@ -192,16 +237,10 @@ def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
     return study_distilled_switch(
         source,
         targets[: scope.pick(1, len(targets))],
-        sizes=_sizes(scope),
+        n_seeds=scope.pick(1, 2),
         seed=scope.seed,
         progress=progress,
     )
-
-
-def _sizes(scope: Scope) -> SwitchStudySizes:
-    if not scope.is_quick:
-        return SwitchStudySizes()
-    return SwitchStudySizes(n_train=60, n_validation=12, n_test=32, ranks=(4,), n_steps=40)
 
 
 _TITLES = {
@@ -232,6 +271,11 @@ PARTS: dict[str, Part] = {
         "The switch between base and fine-tune (section 4.4, App. G and J)",
         ("llama", "llama-backdoor"),
         _switch,
+    ),
+    "switch_gain": Part(
+        "A fine-tuning gain regained by a switch (App. J)",
+        ("llama", "llama-assistant", "llama-corrupted"),
+        _switch_gain,
     ),
     "distilled_switch": Part(
         "A source's switch carried to other models",
