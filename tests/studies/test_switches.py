@@ -143,6 +143,37 @@ def test_training_lowers_the_divergence_or_keeps_what_there_was(pair: Pair, text
     assert kl(pair, texts[1], trained) < kl(pair, texts[1], switch.edits)
 
 
+def test_without_edits_the_divergence_is_that_of_the_models(pair: Pair, texts):
+    apart = divergences(pair[1], pair[0], texts[0], {}, parse_positions("all"))
+    assert apart.shape == (len(texts[0]),)
+    assert bool((apart > 0).all())
+    same = divergences(pair[0], pair[0], texts[0], {}, parse_positions("all"))
+    torch.testing.assert_close(same, torch.zeros_like(same))
+
+
+def test_training_moves_texts_on_which_both_agree_less_when_they_weigh_more(pair: Pair, texts):
+    apart = divergences(pair[1], pair[0], texts[0], {}, parse_positions("all"))
+    is_quiet = apart < apart.median()
+    start = learned(pair, texts, rank=1).edits
+    after = []
+    for weight in (1.0, 50.0):
+        settings = TrainingSettings(
+            n_steps=12, batch_size=8, quiet_weight=weight, quiet_below=float(apart.median())
+        )
+        # Chosen on the texts it is trained on: this is about the loss, not about new texts.
+        trained = train_edits(
+            (pair[1], pair[0]),
+            (texts[0], texts[0]),
+            start,
+            parse_positions("all"),
+            settings,
+            SilentProgress(),
+        )
+        values = divergences(pair[1], pair[0], texts[0], trained, parse_positions("all"))
+        after.append(float(values[is_quiet].mean()))
+    assert after[1] < after[0]
+
+
 def test_wanted_states_are_the_imitated_models_own(pair: Pair, texts):
     batch = pad_batch(texts[0][:3], pair[0].pad_id, "right")
     states, is_known = states_of(pair[0])(Site(1), (0, 1, 2), batch)

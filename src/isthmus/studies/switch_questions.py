@@ -32,7 +32,7 @@ class SwitchStudySizes:
         n_train: Questions that switches are fitted on; each comes with both triggers and none.
         n_validation: Questions that choose.
         n_test: Questions that measure.
-        ranks: Ranks of closed-form switches.
+        ranks: Ranks of closed-form switches; none are fitted when there is no rank.
         trained: Places and ranks of switches that are trained, too; rank 0 is a vector.
         n_steps: Steps of training.
         max_new_tokens: Length of an answer.

@@ -173,7 +173,9 @@ def compare_switches(
         for split, families in asked.items()
     }
     maker = SwitchMaker(models, ask.to, (train, selection), sizes.n_steps, ask.seed, progress)
-    closed, notes = closed_form_arms(maker, sizes.ranks, benches["validation"])
+    closed, notes = (
+        closed_form_arms(maker, sizes.ranks, benches["validation"]) if sizes.ranks else ([], [])
+    )
     trained = trained_arms(maker, sizes.trained, benches["validation"])
     everything = [
         SwitchArm("none", "none", carrier),
