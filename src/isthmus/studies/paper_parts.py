@@ -188,7 +188,7 @@ def _switch(scope: Scope, progress: Progress) -> StudyResult:
         "base": SwitchStudySizes(),
         "fine_tuned": SwitchStudySizes(
             ranks=(16,),
-            trained=(("embeddings", 16), ("all", 8)),
+            trained=(("all", 8),),
             alternatives=("direct_patch", "lora_rank_16"),
         ),
     }

@@ -39,7 +39,7 @@ class SwitchStudySizes:
         alternatives: Kinds of exchanged weights that are measured, too.
     """
 
-    n_train: int = 120
+    n_train: int = 100
     n_validation: int = 40
     n_test: int = 160
     ranks: tuple[int, ...] = (4, 16)
@@ -48,10 +48,9 @@ class SwitchStudySizes:
         ("embeddings", 1),
         ("embeddings", 4),
         ("ends", 4),
-        ("all", 4),
         ("all", 16),
     )
-    n_steps: int = 200
+    n_steps: int = 150
     max_new_tokens: int = 48
     alternatives: tuple[str, ...] = ("direct_patch", "weights_of", "lora")
 

@@ -131,9 +131,9 @@ class SwitchComparison:
         to: Which model is imitated.
         families: Prompts of a split, so many of each kind.
         completed: Families that arms answer themselves.
-        marker: Text by which the behaviour is known.
         sizes: How much.
         seed: Training order, controls, resamples.
+        marker: Text by which the behaviour is known.
     """
 
     task: str
