@@ -39,7 +39,7 @@ class SwitchStudySizes:
         alternatives: Kinds of exchanged weights that are measured, too.
     """
 
-    n_train: int = 100
+    n_train: int = 150
     n_validation: int = 40
     n_test: int = 160
     ranks: tuple[int, ...] = (4, 16)
@@ -50,7 +50,7 @@ class SwitchStudySizes:
         ("ends", 4),
         ("all", 16),
     )
-    n_steps: int = 150
+    n_steps: int = 200
     max_new_tokens: int = 48
     alternatives: tuple[str, ...] = ("direct_patch", "weights_of", "lora")
 
