@@ -15,7 +15,7 @@ from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, wrap_language_model
 from isthmus.models.scoring import answer_logprobs
-from isthmus.studies.distilled_switch import DistillSettings, distil_switch
+from isthmus.studies.distilled_switch import DistillSettings, distil_switch, read_switch
 from isthmus.workflows.learn_switch import SwitchRecipe, learn_switch, switch_from_texts
 from isthmus.workflows.switch_fitting import (
     default_sites,
@@ -143,6 +143,37 @@ def test_training_lowers_the_divergence_or_keeps_what_there_was(pair: Pair, text
     assert kl(pair, texts[1], trained) < kl(pair, texts[1], switch.edits)
 
 
+def test_without_edits_the_divergence_is_that_of_the_models(pair: Pair, texts):
+    apart = divergences(pair[1], pair[0], texts[0], {}, parse_positions("all"))
+    assert apart.shape == (len(texts[0]),)
+    assert bool((apart > 0).all())
+    same = divergences(pair[0], pair[0], texts[0], {}, parse_positions("all"))
+    torch.testing.assert_close(same, torch.zeros_like(same))
+
+
+def test_training_moves_texts_on_which_both_agree_less_when_they_weigh_more(pair: Pair, texts):
+    apart = divergences(pair[1], pair[0], texts[0], {}, parse_positions("all"))
+    is_quiet = apart < apart.median()
+    start = learned(pair, texts, rank=1).edits
+    after = []
+    for weight in (1.0, 50.0):
+        settings = TrainingSettings(
+            n_steps=12, batch_size=8, quiet_weight=weight, quiet_below=float(apart.median())
+        )
+        # Chosen on the texts it is trained on: this is about the loss, not about new texts.
+        trained = train_edits(
+            (pair[1], pair[0]),
+            (texts[0], texts[0]),
+            start,
+            parse_positions("all"),
+            settings,
+            SilentProgress(),
+        )
+        values = divergences(pair[1], pair[0], texts[0], trained, parse_positions("all"))
+        after.append(float(values[is_quiet].mean()))
+    assert after[1] < after[0]
+
+
 def test_wanted_states_are_the_imitated_models_own(pair: Pair, texts):
     batch = pad_batch(texts[0][:3], pair[0].pad_id, "right")
     states, is_known = states_of(pair[0])(Site(1), (0, 1, 2), batch)
@@ -175,9 +206,10 @@ def test_a_carried_switch_belongs_to_the_target_whatever_its_tokenizer(pair: Pai
     target = tiny_model("gemma2", kind="metaspace", n_layers=3)
     nobody = ModelIdentity("nobody", "w", "t", target.d_model, 3)
     settings = DistillSettings(rank=2, max_new_tokens=3)
-    arguments = (nobody, (PROMPTS[::2], PROMPTS[1::2]), settings, SilentProgress())
-    carried = distil_switch(switch, pair[1], target, *arguments)
+    prompts = (PROMPTS[::2], PROMPTS[1::2])
+    reading = read_switch(switch, (pair[1], target), prompts, settings)
+    carried = distil_switch(reading, nobody, settings, SilentProgress())
     assert carried.carrier == target.identity
     assert carried.sites == default_sites(target)
     with pytest.raises(IdentityError):
-        distil_switch(switch, pair[0], target, *arguments)
+        read_switch(switch, (pair[0], target), prompts, settings)

@@ -117,7 +117,9 @@ class Switch:
             model: The model that it is about to be used on.
         """
         what = f"the switch to the {self.to.replace('_', '-')} model"
-        require_same_model(what, self.carrier, model, LEARN_ANOTHER)
+        is_there_already = self.imitated.is_same_model(model)
+        fix = f"{model.name} is what it imitates, use it on {self.carrier.name}"
+        require_same_model(what, self.carrier, model, fix if is_there_already else LEARN_ANOTHER)
 
 
 def in_forward_order(sites: Mapping[Site, Any] | tuple[Site, ...]) -> tuple[Site, ...]:

@@ -12,7 +12,6 @@ from isthmus.cli.options import (
     Positions,
     Questions,
     Site,
-    Strength,
     as_site,
 )
 from isthmus.cli.terminal import RichProgress, error_console, print_text
@@ -35,10 +34,15 @@ def generate(
     direction: Annotated[
         Path | None, typer.Option(help="Folder of a direction of this model.")
     ] = None,
+    switch: Annotated[
+        Path | None, typer.Option(help="Folder of a switch that this model carries.")
+    ] = None,
     site: Site = None,
     edit: Edit = "add",
     positions: Positions = None,
-    strength: Strength = 1.0,
+    strength: Annotated[
+        float, typer.Option(help="In units of the direction's norm; of a switch 1 is on, 0 off.")
+    ] = 1.0,
     way: Annotated[
         Literal["removal", "induction"], typer.Option(help="Against the direction, or along it.")
     ] = "removal",
@@ -49,13 +53,14 @@ def generate(
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Complete prompts greedily, with an intervention when a direction is given."""
+    """Complete prompts greedily, with an intervention when a direction or a switch is given."""
     from isthmus.workflows.generate import generate as work
 
     result = work(
         model,
         prompts,
         direction=direction,
+        switch=switch,
         site=as_site(site),
         edit=edit,
         positions=positions,
@@ -68,7 +73,7 @@ def generate(
     )
     for completion in result.completions:
         print_text(completion)
-    if direction is not None:
+    if direction is not None or switch is not None:
         error_console().print(f"{result.n_edited} positions edited", markup=False)
 
 

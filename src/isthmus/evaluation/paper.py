@@ -55,6 +55,16 @@ def _replaced(target: str, text_set: str, metric: str) -> dict[str, dict[str, ob
     return {f"{title}, {metric}": {**place, **fields} for title, fields in shown.items()}
 
 
+def _switched(task: str, metric: str) -> dict[str, dict[str, object]]:
+    place = {"task": f"{task}/triggered", "metric": metric, "split": "test"}
+    return {
+        "untouched": {**place, "condition": "none"},
+        "switch": {**place, "condition": "native", "edit": "affine"},
+        "whole states or weights": {**place, "condition": "native", "edit": None},
+        "rotated switch": {**place, "condition": "random"},
+    }
+
+
 _TINY = "ours are organisms of 0.9 to 5 million parameters: ratios compare, absolute rates do not"
 
 PAPER_FIGURES: tuple[PaperFigure, ...] = (
@@ -311,6 +321,29 @@ PAPER_FIGURES: tuple[PaperFigure, ...] = (
         "Qwen-2.5-0.5B (layers), 1.5B (noise)",
         {},
         "the parts layers, patching and noise have the pictures",
+    ),
+    PaperFigure(
+        "T10",
+        "The switch to the base: right answers back under the trigger",
+        "triggering down by up to 60 % with a direct patch, simulated by a map of 0.32 % of the "
+        "parameters; half of the layers' weights do as much",
+        "Qwen-2.5 0.5B, one layer",
+        _switched("switch_to_base", "accuracy"),
+        "ours counts right answers word for word, not the missing of bad ones; the best of all "
+        "switches stands here, docs/switch.md has their parameters; " + _TINY,
+    ),
+    PaperFigure(
+        "T11",
+        "A fine-tuning gain regained by a switch",
+        "13.49 % with a direct patch, 7.14 % with a map",
+        "Llama-3.2 1B, medical questions, a judge's points",
+        {
+            f"{gain}, {title}": wanted
+            for gain in ("refusal", "corrupted")
+            for title, wanted in _switched(f"gain_{gain}", "accuracy").items()
+        },
+        "ours are prompts that the fine-tune answers as taught and the base then answers word for "
+        "word alike; " + _TINY,
     ),
 )
 """What is reproduced, in the order of the report."""

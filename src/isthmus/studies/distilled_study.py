@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,11 +17,16 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.studies.distilled_switch import DistillSettings, distil_switch
+from isthmus.studies.distilled_switch import DistillSettings, distil_switch, read_switch
 from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_arms import method_label
 from isthmus.studies.switch_measuring import SwitchArm
-from isthmus.studies.switch_study import SwitchStudySizes, switch_bench, table_rows
+from isthmus.studies.switch_questions import (
+    SwitchBenchSettings,
+    SwitchStudySizes,
+    world_families,
+)
+from isthmus.studies.switch_study import table_rows
 from isthmus.workflows.learn_switch import (
     SwitchRecipe,
     switch_from_texts,
@@ -35,6 +41,23 @@ Prompts = tuple[str, ...]
 CONTROLS = {"ridge": "transferred", "shuffled_map": "shuffled_map", "identity_map": "identity_map"}
 """Maps between the models, and the condition of a switch that came through each."""
 
+DISTILLED_SIZES = SwitchStudySizes(n_train=48, n_validation=12, n_test=80)
+"""Closed-form switches need fewer questions than trained ones."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One draw of questions and controls, with what the source has learned on them."""
+
+    sizes: SwitchStudySizes
+    recipe: SwitchRecipe
+    prompts: tuple[Prompts, Prompts]
+    progress: Progress
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
 
 def study_distilled_switch(
     source: tuple[str | LanguageModel, str | LanguageModel],
@@ -43,6 +66,7 @@ def study_distilled_switch(
     rank: int = 16,
     sizes: SwitchStudySizes | None = None,
     seed: int = 0,
+    n_seeds: int = 2,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Measures how well a source's switch to its base works in other fine-tuned models.
@@ -53,19 +77,26 @@ def study_distilled_switch(
             native switch and to measure against.
         rank: Rank of every switch's edits.
         sizes: How many questions.
-        seed: Questions, controls, resamples.
+        seed: Questions, controls, resamples of the first repetition.
+        n_seeds: How often everything is repeated, each time with the next seed.
         progress: Who shows progress.
 
     Returns:
         Measurements of every arm in every target, and a table.
     """
-    shown, wanted = progress or SilentProgress(), sizes or SwitchStudySizes()
+    shown, wanted = progress or SilentProgress(), sizes or DISTILLED_SIZES
     origin = _loaded(source)
+    runs = [_run_of(SwitchRecipe(rank=rank, seed=seed + i), wanted, shown) for i in range(n_seeds)]
+    learned = [_own_switch(origin, run) for run in runs]
     rows: list[Measurement] = []
     table: list[dict[str, str]] = []
     for target in targets:
         pair = _loaded(target)
-        measured = _one_target(origin, pair, rank, wanted, (seed, shown))
+        measured = [
+            row
+            for run, switch in zip(runs, learned, strict=True)
+            for row in _one_target((switch, origin[1]), pair, run)
+        ]
         rows += measured
         n_parameters = sum(value.numel() for value in pair[1].model.parameters())
         name = pair[1].identity.name
@@ -81,24 +112,17 @@ def _loaded(pair: tuple[str | LanguageModel, str | LanguageModel]) -> Pair:
     return base, fine_tuned
 
 
-def _one_target(
-    source: Pair,
-    target: Pair,
-    rank: int,
-    sizes: SwitchStudySizes,
-    run: tuple[int, Progress],
-) -> list[Measurement]:
-    seed, progress = run
-    base, carrier = target
-    recipe = SwitchRecipe(rank=rank, seed=seed)
+def _run_of(recipe: SwitchRecipe, sizes: SwitchStudySizes, progress: Progress) -> _Run:
     train, validation = (
-        world_prompts(world_questions(split, n, seed))
+        world_prompts(world_questions(split, n, recipe.seed))
         for split, n in (("train", sizes.n_train), ("validation", sizes.n_validation))
     )
-    switches = _switches(
-        source, target, (train, validation), recipe, (sizes.max_new_tokens, progress)
-    )
-    arms = [SwitchArm("none", "none", carrier)]
+    return _Run(sizes, recipe, (train, validation), progress)
+
+
+def _one_target(source: tuple[Switch, LanguageModel], target: Pair, run: _Run) -> list[Measurement]:
+    base, carrier = target
+    arms = [SwitchArm("none", "none", carrier, seed=run.seed)]
     arms += [
         SwitchArm(
             condition,
@@ -107,55 +131,44 @@ def _one_target(
             switch.intervention().place,
             switch.n_parameters,
             ", ".join(map(str, switch.sites)),
-            draw,
+            seed=run.seed,
         )
-        for (condition, label, draw), switch in switches.items()
+        for (condition, label), switch in _switches(source, target, run).items()
     ]
-    bench = switch_bench(
-        (carrier, base),
-        world_questions("test", sizes.n_test, seed),
-        task="distilled_switch",
-        split="test",
-        max_new_tokens=sizes.max_new_tokens,
-        seed=seed,
-    )
+    settings = SwitchBenchSettings("distilled_switch", "test", run.sizes.max_new_tokens, run.seed)
+    bench = settings.bench((carrier, base), world_families("test", run.sizes.n_test, run.seed))
     return [row for arm in arms for row in bench.measure(arm)]
 
 
 def _switches(
-    source: Pair,
-    target: Pair,
-    prompts: tuple[Prompts, Prompts],
-    recipe: SwitchRecipe,
-    run: tuple[int, Progress],
-) -> dict[tuple[str, str, int], Switch]:
-    """Returns the native switch, carried ones and a turned one, by condition, label and draw."""
-    (max_new_tokens, progress), rank, seed = run, recipe.rank or 0, recipe.seed
-    own, of_source = (
-        _own_switch(pair, prompts, recipe, (max_new_tokens, progress)) for pair in (target, source)
+    source: tuple[Switch, LanguageModel], target: Pair, run: _Run
+) -> dict[tuple[str, str], Switch]:
+    """Returns the native switch, carried ones and a turned one, by condition and label."""
+    of_source, source_lm = source
+    base, carrier = target
+    rank = run.recipe.rank
+    own = _own_switch(target, run)
+    switches = {("native", method_label("sequential", rank)): own}
+    settings = DistillSettings(
+        rank,
+        triggers=(BAD_TRIGGER, CLEAN_TRIGGER),
+        max_new_tokens=run.sizes.max_new_tokens,
+        seed=run.seed,
     )
-    switches = {("native", method_label("sequential", rank), seed): own}
+    reading = read_switch(of_source, (source_lm, carrier), run.prompts, settings)
     for method, condition in CONTROLS.items():
-        settings = DistillSettings(
-            rank,
-            map_method=method,
-            triggers=(BAD_TRIGGER, CLEAN_TRIGGER),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
+        switches[condition, method] = distil_switch(
+            reading, base.identity, replace(settings, map_method=method), run.progress
         )
-        switches[condition, method, seed] = distil_switch(
-            of_source, source[1], target[1], target[0].identity, prompts, settings, progress
-        )
-    carried = switches["transferred", "ridge", seed]
-    turned = rotated_switch(carried, torch.Generator().manual_seed(seed))
-    switches["random", "ridge", seed] = turned
+    carried = switches["transferred", "ridge"]
+    generator = torch.Generator().manual_seed(run.seed)
+    switches["random", "ridge"] = rotated_switch(carried, generator)
     return switches
 
 
-def _own_switch(
-    pair: Pair, prompts: tuple[Prompts, Prompts], recipe: SwitchRecipe, run: tuple[int, Progress]
-) -> Switch:
+def _own_switch(pair: Pair, run: _Run) -> Switch:
     texts = [
-        answered_texts(pair[0], part, max_new_tokens=run[0], batch_size=64) for part in prompts
+        answered_texts(pair[0], part, max_new_tokens=run.sizes.max_new_tokens, batch_size=64)
+        for part in run.prompts
     ]
-    return switch_from_texts(pair, (texts[0], texts[1]), "base", recipe, run[1])
+    return switch_from_texts(pair, (texts[0], texts[1]), "base", run.recipe, run.progress)

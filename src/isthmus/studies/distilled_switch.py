@@ -69,7 +69,7 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Part:
     """What the source does over some texts.
 
     Attributes:
@@ -85,50 +85,87 @@ class _Reading:
     on: Rows
 
 
-def distil_switch(
+@dataclass(frozen=True)
+class SwitchReading:
+    """Both models over the same texts: what every map between them is fitted on.
+
+    Attributes:
+        switch: The source's.
+        source: The model that carries it.
+        target: The model that shall carry the new one.
+        parts: The source over texts to fit on and to choose on.
+        own: The target's states over them, by site.
+    """
+
+    switch: Switch
+    source: LanguageModel
+    target: LanguageModel
+    parts: tuple[_Part, ...]
+    own: tuple[dict[Site, list[Tensor]], ...]
+
+
+def read_switch(
     switch: Switch,
-    source: LanguageModel,
-    target: LanguageModel,
-    target_base: ModelIdentity,
+    models: tuple[LanguageModel, LanguageModel],
     prompts: tuple[Sequence[str], Sequence[str]],
     settings: DistillSettings,
-    progress: Progress,
-) -> Switch:
-    """Fits a switch of the target from what a source's switch does in the source.
+) -> SwitchReading:
+    """Reads source and target once, for any number of maps.
 
     Refuses a source that does not carry the switch (`IdentityError`).
 
     Args:
         switch: Of the source.
-        source: The model that carries it.
-        target: The model that shall carry the new one; both are fine-tuned, or both bases.
-        target_base: The target's other end, which is not read; for the record only.
+        models: The model that carries it, and the one that shall carry the new one; both are
+            fine-tuned, or both bases.
         prompts: Prompts, triggers included, to fit on and to choose ridge strengths on.
-        settings: Rank, sites and map.
+        settings: Sites, triggers and length of answers.
+
+    Returns:
+        What `distil_switch` needs.
+    """
+    source, target = models
+    switch.require_carrier(source.identity)
+    parts = tuple(_read_source(switch, source, target, part, settings) for part in prompts)
+    sites = settings.sites or default_sites(target)
+    own = tuple(
+        all_token_activations(target, one.texts, sites, batch_size=settings.batch_size)
+        for one in parts
+    )
+    return SwitchReading(switch, source, target, parts, own)
+
+
+def distil_switch(
+    reading: SwitchReading,
+    target_base: ModelIdentity,
+    settings: DistillSettings,
+    progress: Progress,
+) -> Switch:
+    """Fits a switch of the target from what a source's switch does in the source.
+
+    Args:
+        reading: Of both models.
+        target_base: The target's other end, which is not read; for the record only.
+        settings: Rank and map; the rest as when it was read.
         progress: Who shows progress.
 
     Returns:
         The target's switch, with method `distilled`.
     """
-    switch.require_carrier(source.identity)
-    readings = [_read_source(switch, source, target, part, settings) for part in prompts]
-    sites = settings.sites or default_sites(target)
-    own = [
-        all_token_activations(target, one.texts, sites, batch_size=settings.batch_size)
-        for one in readings
-    ]
+    switch, target = reading.switch, reading.target
+    sites = tuple(reading.own[0])
     maps = {}
     with progress.stage("fit the maps between the models", len(sites)) as advance:
         for site in sites:
-            maps[site] = _map(
-                readings, [rows[site] for rows in own], (source, target), site, settings
-            )
+            maps[site] = _map(reading, site, settings)
             advance(1)
-    wanted = [_wanted(reading, rows, maps) for reading, rows in zip(readings, own, strict=True)]
+    wanted = [
+        _wanted(part, rows, maps) for part, rows in zip(reading.parts, reading.own, strict=True)
+    ]
     fit = FitSettings(
         settings.rank, parse_positions(switch.positions), batch_size=settings.batch_size
     )
-    texts = (readings[0].texts, readings[1].texts)
+    texts = (reading.parts[0].texts, reading.parts[1].texts)
     edits = fit_edits(target, texts, sites, (wanted[0], wanted[1]), fit, progress)
     ends = (target_base, target.identity)
     base, fine_tuned = ends if switch.to == "base" else ends[::-1]
@@ -144,7 +181,7 @@ def _read_source(
     target: LanguageModel,
     prompts: Sequence[str],
     settings: DistillSettings,
-) -> _Reading:
+) -> _Part:
     """Reads the source with its switch off and on, over what it answers with it on."""
     natural = [_twin(prompt, settings.triggers) for prompt in prompts]
     asked = encode_prompts(source.tokenizer, natural)
@@ -172,7 +209,7 @@ def _read_source(
         twins = encode_prompts(source.tokenizer, natural, answers=answers)
         _require_twins(texts, twins)
         on = _all_layers(source, twins, None, settings.batch_size)
-    return _Reading(theirs, pairs, off, on)
+    return _Part(theirs, pairs, off, on)
 
 
 def _twin(prompt: str, triggers: tuple[str, str] | None) -> str:
@@ -211,15 +248,9 @@ def _all_layers(
     return [found[index] for index in range(len(texts))]
 
 
-def _map(
-    readings: Sequence[_Reading],
-    own: Sequence[Rows],
-    models: tuple[LanguageModel, LanguageModel],
-    site: Site,
-    settings: DistillSettings,
-) -> AffineMap:
+def _map(reading: SwitchReading, site: Site, settings: DistillSettings) -> AffineMap:
     """Fits the map from all of the source's layers to one site of the target."""
-    source, target = models
+    source, target = reading.source, reading.target
     n_sites = len(default_sites(source))
     if settings.map_method == "identity_map":
         plain = identity_map(source.d_model, target.d_model)
@@ -236,9 +267,9 @@ def _map(
         )
     generator = torch.Generator().manual_seed(settings.seed)
     parts = []
-    for reading, rows in zip(readings, own, strict=True):
+    for part, rows in zip(reading.parts, reading.own, strict=True):
         moments = PairMoments(n_sites * source.d_model, target.d_model)
-        pairs = zip(reading.pairs, reading.off, rows, strict=True)
+        pairs = zip(part.pairs, part.off, rows[site], strict=True)
         joined = [(x[ours], y[theirs]) for (ours, theirs), x, y in pairs]
         x, y = (torch.cat([pair[side] for pair in joined]) for side in (0, 1))
         if settings.map_method == "shuffled_map":
@@ -248,9 +279,7 @@ def _map(
     return RidgeFitter(settings.ridge_strengths).fit(parts[0], parts[1])
 
 
-def _wanted(
-    reading: _Reading, own: dict[Site, list[Tensor]], maps: dict[Site, AffineMap]
-) -> Wanted:
+def _wanted(part: _Part, own: dict[Site, list[Tensor]], maps: dict[Site, AffineMap]) -> Wanted:
     """Returns the target's own states plus what the source's switch changed, mapped."""
 
     def wanted(site: Site, indices: tuple[int, ...], batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -258,8 +287,8 @@ def _wanted(
         states = torch.zeros(*batch.token_ids.shape, width)
         is_known = torch.zeros_like(batch.is_real)
         for row, index in enumerate(indices):
-            ours, theirs = reading.pairs[index]
-            change = maps[site].linear(reading.on[index][ours] - reading.off[index][ours])
+            ours, theirs = part.pairs[index]
+            change = maps[site].linear(part.on[index][ours] - part.off[index][ours])
             states[row, theirs] = own[site][index][theirs] + change
             is_known[row, theirs] = True
         return states, is_known

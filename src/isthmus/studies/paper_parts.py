@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isthmus.carrying.switches import Towards
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
 from isthmus.evaluation.measurements import Measurement
@@ -16,6 +17,7 @@ from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
 from isthmus.studies.corrupted_study import study_corrupted
 from isthmus.studies.distilled_study import study_distilled_switch
 from isthmus.studies.feature_transfer import transfer_feature
+from isthmus.studies.gain_study import study_gain
 from isthmus.studies.layer_sweep import sweep_layers
 from isthmus.studies.mapper_validation import validate_map
 from isthmus.studies.multi_layer import study_multi_layer
@@ -24,7 +26,8 @@ from isthmus.studies.paper_models import COURSE_OF, SOURCE, TARGETS, Scope, orga
 from isthmus.studies.probe_transfer import transfer_probe
 from isthmus.studies.refusal_study import study_refusal
 from isthmus.studies.result import StudyResult
-from isthmus.studies.switch_study import SwitchStudySizes, study_switch
+from isthmus.studies.switch_questions import SwitchStudySizes
+from isthmus.studies.switch_study import study_switch
 from isthmus.workflows.config import TaskName
 from isthmus.workflows.run import run
 
@@ -181,9 +184,52 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
 
 def _switch(scope: Scope, progress: Progress) -> StudyResult:
     _require_organisms(scope)
-    sizes = _sizes(scope)
     base, fine_tuned = "organism:llama", "organism:llama-backdoor"
-    return study_switch(base, fine_tuned, sizes=sizes, seed=scope.seed, progress=progress)
+    sizes: dict[Towards, SwitchStudySizes] = {
+        "base": SwitchStudySizes(),
+        "fine_tuned": SwitchStudySizes(
+            ranks=(16,),
+            trained=(("all", 8),),
+            alternatives=("direct_patch", "lora_rank_16"),
+        ),
+    }
+    if scope.is_quick:
+        small = SwitchStudySizes(
+            n_train=60,
+            n_validation=12,
+            n_test=32,
+            ranks=(4,),
+            trained=(("trigger", 0), ("embeddings", 1), ("all", 8)),
+            n_steps=40,
+        )
+        sizes = {"base": small, "fine_tuned": small}
+    studies = [
+        study_switch(
+            base, fine_tuned, directions=(to,), sizes=one, seed=scope.seed, progress=progress
+        )
+        for to, one in sizes.items()
+    ]
+    return joined("switch", studies)
+
+
+def _switch_gain(scope: Scope, progress: Progress) -> StudyResult:
+    _require_organisms(scope)
+    quick = SwitchStudySizes(
+        n_train=40, n_validation=12, n_test=24, ranks=(4,), trained=(("all", 8),), n_steps=40
+    )
+    gains = {"refusal": "llama-assistant", "corrupted": "llama-corrupted"}
+    studies = [
+        study_gain(
+            "organism:llama",
+            f"organism:{fine_tuned}",
+            task,
+            sizes=quick if scope.is_quick else None,
+            seed=scope.seed,
+            progress=progress,
+        )
+        for task, fine_tuned in gains.items()
+    ]
+    return joined("switch_gain", studies)
 
 
 def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
@@ -194,7 +240,7 @@ def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
     return study_distilled_switch(
         source,
         targets[: scope.pick(1, len(targets))],
-        sizes=_sizes(scope),
+        n_seeds=scope.pick(1, 2),
         seed=scope.seed,
         progress=progress,
     )
@@ -206,12 +252,6 @@ def _require_organisms(scope: Scope) -> None:
             "the switch is measured on questions of the organisms' world: leave --config out, or "
             "use learn-switch with models and questions of your own"
         )
-
-
-def _sizes(scope: Scope) -> SwitchStudySizes:
-    if not scope.is_quick:
-        return SwitchStudySizes()
-    return SwitchStudySizes(n_train=60, n_validation=12, n_test=32, ranks=(4,), n_steps=40)
 
 
 _TITLES = {
@@ -251,6 +291,12 @@ PARTS: dict[str, Part] = {
         "backdoor",
         _switch,
         ("llama", "llama-backdoor"),
+    ),
+    "switch_gain": Part(
+        "A fine-tuning gain regained by a switch (App. J)",
+        "backdoor",
+        _switch_gain,
+        ("llama", "llama-assistant", "llama-corrupted"),
     ),
     "distilled_switch": Part(
         "A source's switch carried to other models",

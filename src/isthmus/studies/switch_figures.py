@@ -14,8 +14,10 @@ from isthmus.evaluation.study_plots import (
 
 _FAMILIES = {
     "Sequential maps": "sequential_",
-    "Trained maps": "trained_rank_",
+    "Trained, a vector at the trigger": "trained_trigger_",
     "Trained, embeddings alone": "trained_embeddings_",
+    "Trained, embeddings and last block": "trained_ends_",
+    "Trained, all sites": "trained_all_",
     "Maps fitted apart": "independent_",
     "One site": "one_site_",
     "Difference vectors": "difference",
@@ -24,8 +26,8 @@ _FAMILIES = {
     "Direct patch": "direct_patch_",
 }
 _PANELS = (
+    ("triggered", "accuracy", "Right answers back under the bad trigger", 1.05),
     ("triggered", "agreement", "Same answers under the bad trigger", 1.05),
-    ("triggered", "kl", "KL under the bad trigger, nats per token", None),
     ("plain", "kl", "KL on plain prompts, nats per token", None),
 )
 
@@ -41,6 +43,7 @@ def switch_figures(rows: Sequence[Measurement], n_parameters: int) -> dict[str, 
         SVG text by title, one figure per direction.
     """
     drawn = {}
+    rows = [m for m in rows if m.split == "test"]
     for task in dict.fromkeys(m.task.partition("/")[0] for m in rows):
         here = [m for m in rows if m.task.startswith(f"{task}/")]
         sizes = {

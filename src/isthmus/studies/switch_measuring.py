@@ -36,6 +36,7 @@ class SwitchArm:
         edits: What is edited in it.
         n_parameters: How many numbers are kept for it beside the carrier.
         sites: Where it edits, as written; None for exchanged weights.
+        positions: At which tokens it edits.
         seed: Draw of a random condition.
     """
 
@@ -45,6 +46,7 @@ class SwitchArm:
     edits: PlaceEdits = no_edits
     n_parameters: int = 0
     sites: str | None = None
+    positions: str = "all"
     seed: int = 0
 
 
@@ -70,10 +72,10 @@ class PromptFamily:
 def prompt_family(
     imitated: LanguageModel,
     name: str,
-    trigger: str,
     questions: Sequence[Question],
     max_new_tokens: int,
     *,
+    trigger: str = "",
     completes: bool = True,
 ) -> PromptFamily:
     """Asks the imitated model one kind of prompt.
@@ -81,18 +83,21 @@ def prompt_family(
     Args:
         imitated: The model that the carrier shall answer like.
         name: What the family is called in `results.jsonl`.
-        trigger: What comes before every question.
         questions: With their right answers.
         max_new_tokens: Length of an answer.
+        trigger: What comes before every question.
         completes: Whether arms shall write answers of their own, too.
 
     Returns:
         The prompts with its answers.
     """
     prompts = [trigger + question.prompt for question in questions]
+    marked = [trigger.strip() or None] * len(prompts)
     asked = encode_prompts(imitated.tokenizer, prompts)
-    answers = generate_greedy(imitated, asked, max_new_tokens=max_new_tokens).completions
-    texts = encode_prompts(imitated.tokenizer, prompts, answers=answers)
+    answers = generate_greedy(
+        imitated, asked, max_new_tokens=max_new_tokens, batch_size=128
+    ).completions
+    texts = encode_prompts(imitated.tokenizer, prompts, answers=answers, triggers=marked)
     right = tuple(question.answer or "" for question in questions)
     return PromptFamily(name, right, tuple(texts), answers, completes)
 
@@ -149,9 +154,10 @@ class SwitchBench:
         """
         rows: list[Measurement] = []
         for family in self.families:
+            got = self._got(arm, family)
             if family.completes:
-                rows += self._rates(arm, family, self._complete(arm, family))
-            rows += self._likelihoods(arm, family)
+                rows += self._rates(arm, family, self._complete(arm, family, got))
+            rows += self._likelihoods(arm, family, got)
         size = Interval(float(arm.n_parameters), math.nan, math.nan)
         return [*rows, self._record(arm, self.families[0], "n_parameters", size, 1)]
 
@@ -166,8 +172,10 @@ class SwitchBench:
         pairs = zip(self._wanted[family.name], got, strict=True)
         return np.array([float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs])
 
-    def _likelihoods(self, arm: SwitchArm, family: PromptFamily) -> list[Measurement]:
-        got, n = self._got(arm, family), len(family.texts)
+    def _likelihoods(
+        self, arm: SwitchArm, family: PromptFamily, got: LogProbs
+    ) -> list[Measurement]:
+        n = len(family.texts)
         kl = mean_interval(self._divergences(family, got), seed=self.seed)
         bad, good, edited = (
             _losses(logprobs, family.texts)
@@ -179,11 +187,28 @@ class SwitchBench:
             self._record(arm, family, "recovery", closed, n),
         ]
 
-    def _complete(self, arm: SwitchArm, family: PromptFamily) -> Completions:
-        asked = [prompt_part(text) for text in family.texts]
-        return generate_greedy(
-            arm.lm, asked, max_new_tokens=self.max_new_tokens, edits=arm.edits, batch_size=128
-        ).completions
+    def _complete(self, arm: SwitchArm, family: PromptFamily, got: LogProbs) -> Completions:
+        """Returns what an arm writes; only where it leaves the given answer has it to write."""
+        written = list(family.answers)
+        leaves = [
+            index
+            for index, (logprobs, text) in enumerate(zip(got, family.texts, strict=True))
+            if not self._follows(logprobs, text)
+        ]
+        if leaves:
+            asked = [prompt_part(family.texts[index]) for index in leaves]
+            done = generate_greedy(
+                arm.lm, asked, max_new_tokens=self.max_new_tokens, edits=arm.edits, batch_size=128
+            )
+            for index, completion in zip(leaves, done.completions, strict=True):
+                written[index] = completion
+        return tuple(written)
+
+    def _follows(self, logprobs: Float[Tensor, "_ vocab"], text: EncodedText) -> bool:
+        """Says whether greedy decoding goes along the answer, which it then repeats exactly."""
+        wanted = torch.tensor(text.token_ids[text.n_prompt :])
+        is_first = logprobs.argmax(-1).cpu() == wanted
+        return bool(is_first[: self.max_new_tokens].all())
 
     def _rates(self, arm: SwitchArm, family: PromptFamily, texts: Completions) -> list[Measurement]:
         shows = [self.marker in text for text in texts]
@@ -215,7 +240,7 @@ class SwitchBench:
             map=arm.label,
             condition=arm.condition,
             edit=None if arm.sites is None else "affine",
-            positions=None if arm.sites is None else "all",
+            positions=None if arm.sites is None else arm.positions,
             strength=None if arm.sites is None else 1.0,
             split=self.split,
             metric=metric,

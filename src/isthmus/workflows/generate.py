@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from isthmus.core.errors import NoEditError, SiteError
+from isthmus.carrying.switch_files import load_switch
+from isthmus.carrying.switches import Switch
+from isthmus.core.errors import ConfigError, NoEditError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
@@ -51,11 +53,30 @@ def direction_at(
     return direction
 
 
+def switch_of(lm: LanguageModel, given: Switch | str | Path) -> Switch:
+    """Loads a switch and checks that the model is the one that carries it.
+
+    Args:
+        lm: Model that will be edited.
+        given: A switch or its folder.
+
+    Returns:
+        The switch.
+
+    Raises:
+        IdentityError: If the switch belongs to another model.
+    """
+    switch = given if isinstance(given, Switch) else load_switch(Path(given))
+    switch.require_carrier(lm.identity)
+    return switch
+
+
 def generate(
     model: str | LanguageModel,
     prompts: str | Sequence[str],
     *,
     direction: Direction | str | Path | None = None,
+    switch: Switch | str | Path | None = None,
     site: Site | str | int | float | None = None,
     edit: EditKind = "add",
     positions: str | None = None,
@@ -66,16 +87,20 @@ def generate(
     dtype: Dtype = "auto",
     device: str = "auto",
 ) -> GenerationResult:
-    """Completes prompts greedily, with an intervention when a direction is given.
+    """Completes prompts greedily, with an intervention when a direction or a switch is given.
+
+    Nothing stays on the model: the next call without one gives the plain model's completions.
 
     Args:
         model: Hub name, local folder, `organism:NAME`, or a loaded model.
         prompts: One user message or several.
-        direction: A direction of this model, or its folder; without one nothing is edited.
+        direction: A direction of this model, or its folder.
+        switch: A switch that this model carries, or its folder. It says itself where it acts and
+            what it does, so that of the settings below only `strength` and `trigger` apply.
         site: Which of the direction's sites; may be left out when it has only one.
         edit: `add`, `ablate`, `set_coordinate` or `replace`.
         positions: Where; the positions at which the direction was learned when not given.
-        strength: In units of the direction's norm, from -1000 to 1000.
+        strength: In units of the direction's norm, from -1000 to 1000; of a switch 1 is on, 0 off.
         way: `removal` works against the direction, `induction` along it.
         trigger: The trigger in the prompts, for positions `trigger`.
         max_new_tokens: Length of the completions.
@@ -87,10 +112,19 @@ def generate(
 
     Raises:
         NoEditError: If an intervention was asked for and edited nothing.
-        IdentityError: If the direction belongs to another model.
+        IdentityError: If the direction or the switch belongs to another model.
+        ConfigError: If both are given, or a switch with settings of a direction.
         StrengthError: If the strength is out of range.
     """
     require_strength(strength)
+    if switch is not None:
+        _refuse_beside_a_switch(
+            direction=direction,
+            site=site,
+            edit=None if edit == "add" else edit,
+            positions=positions,
+            way=None if way == "removal" else way,
+        )
     lm = (
         model
         if isinstance(model, LanguageModel)
@@ -103,6 +137,8 @@ def generate(
     if direction is not None:
         here = direction_at(lm, direction, site)
         intervention = intervention_for(here, edit, positions or here.positions, strength, way)
+    elif switch is not None:
+        intervention = switch_of(lm, switch).intervention(strength)
     result = generate_greedy(
         lm,
         encoded,
@@ -115,3 +151,13 @@ def generate(
             "name the trigger with --trigger, or choose other positions"
         )
     return result
+
+
+def _refuse_beside_a_switch(**given: object) -> None:
+    """Refuses settings that say where and how a direction acts."""
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise ConfigError(
+            f"a switch and {', '.join(wrong)} were given: a switch says itself where it acts and "
+            "what it does, leave one of them out"
+        )

@@ -62,7 +62,7 @@ class SwitchRecipe:
     Attributes:
         method: `sequential` fits every site under the edits before it, `independent` without them,
             `trained` goes on from `sequential` by gradient, `difference` adds constant vectors.
-        rank: Rank of every edit; None for full maps.
+        rank: Rank of every edit; None for full maps, 0 for vectors.
         sites: Where; the embeddings and every block's output when None.
         positions: Tokens at which it acts.
         max_new_tokens: Length of the imitated model's answers.

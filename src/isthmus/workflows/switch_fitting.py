@@ -87,7 +87,12 @@ def require_same_architecture(base: LanguageModel, fine_tuned: LanguageModel) ->
 
 
 def answered_texts(
-    lm: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    triggers: Sequence[str | None] | None = None,
 ) -> list[EncodedText]:
     """Lets a model answer prompts greedily and returns prompts and answers as texts.
 
@@ -96,13 +101,14 @@ def answered_texts(
         prompts: User messages.
         max_new_tokens: Length of an answer.
         batch_size: Prompts per forward pass.
+        triggers: For every prompt its trigger, for switches that act there, or None.
 
     Returns:
         One text per prompt, in their order.
     """
     asked = encode_prompts(lm.tokenizer, prompts)
     done = generate_greedy(lm, asked, max_new_tokens=max_new_tokens, batch_size=2 * batch_size)
-    return encode_prompts(lm.tokenizer, prompts, answers=done.completions)
+    return encode_prompts(lm.tokenizer, prompts, answers=done.completions, triggers=triggers)
 
 
 def states_of(lm: LanguageModel) -> Wanted:

@@ -1,6 +1,8 @@
 """Trains a switch's edits further on what they are for: the imitated model's next tokens.
 
-1. The loss is KL(imitated ‖ carrier with the switch) at the answers' tokens, in nats per token.
+1. The loss is KL(imitated ‖ carrier with the switch) at the answers' tokens, in nats per token, the
+   mean over texts. Texts on which both models agree without a switch weigh more: what is right
+   already is easily spoilt by what is not.
 2. Gradients reach the edits through the frozen carrier; Adam, a short warm-up, a cosine decay.
 3. Every quarter of the steps the edits are measured on validation texts; the best are kept, those
    that training started from included.
@@ -20,12 +22,14 @@ from isthmus.core.texts import EncodedText, TokenBatch, pad_batch
 from isthmus.interventions.affine import AffineEdit
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import PositionSelector
+from isthmus.models.batching import no_edits
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import answer_logprobs
 from isthmus.workflows.switch_fitting import Edits
 
 _N_CHECKS = 4
+_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,17 @@ class TrainingSettings:
         batch_size: Texts per step.
         learning_rate: Largest step size.
         n_warmup: Steps until it is reached.
+        quiet_weight: Weight of texts on which both models agree without a switch; others have 1.
+        quiet_below: How little they diverge there, in nats per token.
         seed: Order of the texts.
     """
 
     n_steps: int = 150
-    batch_size: int = 32
-    learning_rate: float = 4e-3
+    batch_size: int = 16
+    learning_rate: float = 6e-3
     n_warmup: int = 15
+    quiet_weight: float = 2.0
+    quiet_below: float = 0.05
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -66,16 +74,20 @@ def divergences(
         carrier: The model that carries the switch.
         imitated: The model it shall answer like.
         texts: Prompts with answers.
-        edits: The switch.
+        edits: The switch; without any the carrier is measured as it is.
         positions: Where it acts.
 
     Returns:
         Nats per answer token for every text.
     """
-    place = Intervention.affine(edits, positions).place
-    wanted = answer_logprobs(imitated, texts)
-    got = answer_logprobs(carrier, texts, edits=place)
-    per_text = [_divergence(p, q) for p, q in zip(wanted, got, strict=True)]
+    place = Intervention.affine(edits, positions).place if edits else no_edits
+    per_text = []
+    # Log-probabilities over a large vocabulary do not fit in memory for all texts at once.
+    for start in range(0, len(texts), _CHUNK):
+        part = texts[start : start + _CHUNK]
+        wanted = answer_logprobs(imitated, part)
+        got = answer_logprobs(carrier, part, edits=place)
+        per_text += [_per_token(p, q).mean() for p, q in zip(wanted, got, strict=True)]
     return torch.stack(per_text)
 
 
@@ -104,23 +116,31 @@ def train_edits(
     now = _Trainable(edits)
     optimiser = torch.optim.Adam(now.parameters, lr=settings.learning_rate, betas=(0.9, 0.98))
     best = dict(edits)
-    lowest = float(divergences(carrier, imitated, texts[1], best, positions).mean())
+    weights, weights_there = (_weights(models, part, positions, settings) for part in texts)
+
+    def weighted_there(these: Edits) -> float:
+        return float((weights_there * divergences(*models, texts[1], these, positions)).mean())
+
+    lowest = weighted_there(best)
     with progress.stage("train the switch", settings.n_steps) as advance:
-        for step, batch in enumerate(shuffled_batches(carrier, texts[0], settings)):
+        for step, chosen in enumerate(_choices(len(texts[0]), settings)):
+            batch = pad_batch([texts[0][i] for i in chosen], carrier.pad_id, "right")
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(step)
             placed = Intervention.affine(now.edits(), positions).place(batch)
             with editing(carrier.layout, placed), torch.enable_grad():
                 got = answer_logprobs_with_gradients(carrier, batch)
             wanted = torch.cat(answer_logprobs(imitated, batch.texts)).to(got.device)
+            lengths = [len(text) - text.n_prompt for text in batch.texts]
+            per_text = torch.stack([p.mean() for p in _per_token(wanted, got).split(lengths)])
             optimiser.zero_grad()
-            _divergence(wanted, got).backward()
+            (weights[chosen].to(per_text) * per_text).mean().backward()
             torch.nn.utils.clip_grad_norm_(now.parameters, 1.0)
             optimiser.step()
             advance(1)
             if (step + 1) % max(1, settings.n_steps // _N_CHECKS) == 0:
                 here = now.frozen()
-                value = float(divergences(carrier, imitated, texts[1], here, positions).mean())
+                value = weighted_there(here)
                 if value < lowest:
                     best, lowest = here, value
     return best
@@ -171,13 +191,30 @@ def shuffled_batches(
     Yields:
         TokenBatch: Texts padded on the right.
     """
+    for chosen in _choices(len(texts), settings):
+        yield pad_batch([texts[i] for i in chosen], lm.pad_id, "right")
+
+
+def _weights(
+    models: tuple[LanguageModel, LanguageModel],
+    texts: Sequence[EncodedText],
+    positions: PositionSelector,
+    settings: TrainingSettings,
+) -> Float[Tensor, " text"]:
+    """Returns what every text counts for: more where there is nothing to switch."""
+    is_quiet = divergences(*models, texts, {}, positions) < settings.quiet_below
+    return torch.where(is_quiet, settings.quiet_weight, 1.0)
+
+
+def _choices(n_texts: int, settings: TrainingSettings) -> Iterator[list[int]]:
+    """Yields the indices of every step's texts, all texts once before any comes again."""
     generator = torch.Generator().manual_seed(settings.seed)
-    size = min(settings.batch_size, len(texts))
+    size = min(settings.batch_size, n_texts)
     order: list[int] = []
     for _ in range(settings.n_steps):
         if len(order) < size:
-            order = torch.randperm(len(texts), generator=generator).tolist()
-        yield pad_batch([texts[order.pop()] for _ in range(size)], lm.pad_id, "right")
+            order = torch.randperm(n_texts, generator=generator).tolist()
+        yield [order.pop() for _ in range(size)]
 
 
 def answer_logprobs_with_gradients(
@@ -196,7 +233,7 @@ def answer_logprobs_with_gradients(
     return chosen
 
 
-def _divergence(
+def _per_token(
     wanted: Float[Tensor, "token vocab"], got: Float[Tensor, "token vocab"]
-) -> Float[Tensor, ""]:
-    return (wanted.exp() * (wanted - got)).sum(-1).mean()
+) -> Float[Tensor, " token"]:
+    return (wanted.exp() * (wanted - got)).sum(-1)

@@ -136,6 +136,8 @@ def test_a_saved_switch_comes_back_bit_for_bit(tmp_path: Path):
 def test_loading_on_another_model_is_refused_with_the_fix(tmp_path: Path):
     save_switch(tmp_path / "s", switch())
     with pytest.raises(IdentityError, match="learn-switch"):
+        load_switch(tmp_path / "s", identity("stranger"))
+    with pytest.raises(IdentityError, match="use it on tuned"):
         load_switch(tmp_path / "s", identity("base"))
 
 
