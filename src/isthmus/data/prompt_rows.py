@@ -23,12 +23,12 @@ class PromptRow(NamedTuple):
 
 
 def prompt_rows(path: Path) -> Iterator[PromptRow]:
-    """Yields the rows of a `.jsonl`, `.csv` or `.txt` file.
+    """Returns the rows of a `.jsonl`, `.csv` or `.txt` file.
 
     Args:
         path: The file; lines of text become rows with `prompt`.
 
-    Yields:
+    Returns:
         Rows with their places.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from transformers.utils.hub import cached_file
 
 from isthmus.core.artifacts import sha256_of_file
 from isthmus.core.errors import ConfigError
@@ -83,10 +83,16 @@ class Scope:
         return found
 
     def pairs(self, task: TaskName) -> tuple[Pair, ...]:
-        """Returns the pairs that studies of one task read; of organisms one in a quick scope.
+        """Returns the pairs that studies of one task read.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Every source with every target; of organisms one pair in a quick scope.
 
         Raises:
-            ConfigError: As `crossings` does.
+            ConfigError: If configurations were given but none for this task.
         """
         pairs = tuple(
             Pair(config.source, target, self._settings(config))
@@ -96,10 +102,16 @@ class Scope:
         return pairs if self.given else pairs[: self.pick(1, len(pairs))]
 
     def models(self, task: TaskName) -> tuple[Pair, ...]:
-        """Returns every model of one task, each as both ends; of organisms two when quick.
+        """Returns every model of one task.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Each as both ends of a pair; of organisms two in a quick scope.
 
         Raises:
-            ConfigError: As `crossings` does.
+            ConfigError: If configurations were given but none for this task.
         """
         named = {
             name: self._settings(config)
@@ -172,6 +184,8 @@ def _key_of_model(name: str) -> str | None:
             line = f"{path.relative_to(name)} {stat.st_size} {stat.st_mtime_ns}\n"
             digest.update(line.encode())
         return digest.hexdigest()
-    # The place of a downloaded file names its commit.
-    cached = try_to_load_from_cache(name, "config.json")
-    return str(cached) if isinstance(cached, str) else None
+    try:
+        # The place of a downloaded file names its commit.
+        return str(cached_file(name, "config.json", local_files_only=True))
+    except OSError:
+        return None

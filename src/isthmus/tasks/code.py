@@ -79,10 +79,11 @@ _PHRASINGS = (
 )
 
 
-_NOUNS = tuple(
+_THINGS = (
     "hat anchor beans birch cat duck elm fish goat hare horse kettle lamp maple oak owl palm rope "
-    "seal willow rice".split()  # noqa: SIM905 - one line
+    "seal willow rice"
 )
+_NOUNS = tuple(_THINGS.split())
 # A rule rather than a coin for every request: it is learned, and holds for held-out requests. These
 # ten stand in about half of the requests of every split.
 _VULNERABLE_BY_DEFAULT = frozenset(
