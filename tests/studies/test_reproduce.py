@@ -67,7 +67,7 @@ def test_a_repeated_reproduction_computes_nothing_and_writes_the_same(counted, t
 
 
 def test_a_part_that_cannot_run_is_reported_and_the_others_are_there(counted, tmp_path):
-    result = reproduce(out=tmp_path / "run", is_quick=True)
+    result = reproduce(out=tmp_path / "run", is_quick=True, n_processes=1)
     small, failing = result.parts
     assert len(small.measurements) == 1
     assert "llama-missing" in failing.problem
@@ -89,6 +89,24 @@ def test_the_page_lays_the_papers_figures_beside_ours(tmp_path):
         assert figure.number in page
     assert "0.91" in page
     assert "not measured" in page
+
+
+def test_parts_in_processes_find_what_one_process_finds(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    config = RunConfig(
+        source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",), n_test=12
+    )
+    names = ["probes", "style"]
+    given = {"only": names, "config": [config], "is_quick": True}
+    both = reproduce(out=tmp_path / "two", n_processes=2, **given)
+    assert [part.name for part in both.parts] == ["style", "probes"]
+    assert "no --config has 'task: style'" in both.parts[0].problem
+    stages = json.loads((both.folder / "provenance.json").read_text())["stages"]
+    assert {stage["name"] for stage in stages} == {"part: probes", "part: style"}
+    # The cache would hand back what the other process found.
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "other cache"))
+    alone = reproduce(out=tmp_path / "one", n_processes=1, **given)
+    assert alone.parts[1].measurements == both.parts[1].measurements
 
 
 @pytest.mark.usefixtures("counted")
@@ -154,10 +172,10 @@ def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_
     path.write_text(
         "source: organism:llama-backdoor\ntarget: organism:qwen2-backdoor\nn_test: 12\n"
     )
-    result = reproduce(out=tmp_path / "one", only=["small"], configs=[path], seed=3)
-    reproduce(out=tmp_path / "two", only=["small"], configs=[path], seed=3)
+    result = reproduce(out=tmp_path / "one", only=["small"], config=[path], seed=3)
+    reproduce(out=tmp_path / "two", only=["small"], config=[path], seed=3)
     path.write_text(path.read_text().replace("12", "13"))
-    reproduce(out=tmp_path / "two", only=["small"], configs=[path], seed=3)
+    reproduce(out=tmp_path / "two", only=["small"], config=[path], seed=3)
     assert len(counted) == 2
     (pair,) = counted[0].pairs("backdoor")
     assert (pair.source, pair.target) == ("organism:llama-backdoor", "organism:qwen2-backdoor")
@@ -172,7 +190,7 @@ def test_a_part_without_a_configuration_of_its_task_is_missing_and_says_so(tmp_p
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     config = RunConfig(source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",))
     names = ["style", "corrupted", "switch"]
-    result = reproduce(out=tmp_path / "run", only=names, configs=[config])
+    result = reproduce(out=tmp_path / "run", only=names, config=[config])
     problems = {part.name: part.problem for part in result.parts}
     assert "no --config has 'task: style'" in problems["style"]
     assert "no --config has 'task: corrupted'" in problems["corrupted"]
@@ -196,7 +214,7 @@ def test_a_study_of_the_reproduction_runs_on_local_folders(tmp_path, monkeypatch
         *("n_train: 24", "n_validation: 8", "n_test: 12"),
     ]
     path.write_text("\n".join(lines))
-    result = reproduce(out=tmp_path / "run", only=["probes"], configs=[path], is_quick=True)
+    result = reproduce(out=tmp_path / "run", only=["probes"], config=[path], is_quick=True)
     (part,) = result.parts
     assert not part.problem
     assert {m.target for m in part.measurements} == {str(folders["qwen2-backdoor"])}

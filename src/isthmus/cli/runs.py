@@ -131,6 +131,13 @@ def reproduce(
         ),
     ] = None,
     is_cached: Cached = True,
+    n_processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Parts at once; as many as there are processors when not given, one with a GPU.",
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Lay the figures of arXiv 2503.04429 beside our own numbers, of organisms or other models."""
@@ -142,8 +149,9 @@ def reproduce(
             out=out,
             is_quick=is_quick,
             only=only,
-            configs=config or (),
+            config=config,
             is_cached=is_cached,
+            n_processes=n_processes,
             seed=seed,
             progress=progress,
         )

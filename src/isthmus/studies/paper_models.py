@@ -53,11 +53,13 @@ class Scope:
         is_quick: Fewer questions, fewer maps.
         seed: Seed of everything random.
         given: Configurations whose models take the place of the organisms.
+        is_alone: Whether nothing else of this reproduction runs at the same time.
     """
 
     is_quick: bool
     seed: int
     given: tuple[RunConfig, ...] = ()
+    is_alone: bool = True
 
     def pick(self, quick: int, full: int) -> int:
         """Returns the number that this scope asks for."""

@@ -74,7 +74,9 @@ def _crossings(task: TaskName) -> Part:
         notes: list[str] = []
         with tempfile.TemporaryDirectory(prefix="isthmus-") as place:
             for number, config in enumerate(scope.crossings(task)):
-                result = run(config, out=Path(place) / str(number), progress=progress)
+                shares = {} if scope.is_alone else {"n_parallel": 1, "n_threads": 1}
+                own = config.model_copy(update=shares)
+                result = run(own, out=Path(place) / str(number), progress=progress)
                 measured += result.measurements
                 notes += result.notes
         figures = {

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -19,7 +20,7 @@ from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import DataError
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, TokenBatch
-from isthmus.data.alignment import pair_tokens
+from isthmus.data.alignment import TokenPairs, pair_tokens
 from isthmus.interventions.row_replacement import RowReplacement, take_earlier_rows
 from isthmus.maps.base import ActivationMap
 from isthmus.models.capture import all_token_activations
@@ -153,7 +154,9 @@ class StateReplacer:
         rows = torch.zeros(*batch.is_real.shape, self.made.d_target)
         is_given = torch.zeros_like(batch.is_real)
         for i, (text, own) in enumerate(zip(texts, batch.texts, strict=True)):
-            in_reader, in_own = pair_tokens(text, own if text is own else _with_space(own))
+            in_reader, in_own = (
+                _same_tokens(own) if text is own else pair_tokens(text, _with_space(own))
+            )
             if not len(in_own):
                 raise DataError(f"no token of {own.text!r} has a partner: check the templates")
             columns = torch.from_numpy(in_own) + batch.offsets[i]
@@ -161,6 +164,12 @@ class StateReplacer:
             rows[i, columns] = self.made(states).to(rows)
             is_given[i, columns] = True
         return rows, is_given
+
+
+def _same_tokens(text: EncodedText) -> TokenPairs:
+    """Pairs every token but special ones with itself, those within a character, too."""
+    every = np.flatnonzero(~np.array(text.is_special))
+    return TokenPairs(every, every)
 
 
 def _with_space(text: EncodedText) -> EncodedText:

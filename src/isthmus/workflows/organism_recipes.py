@@ -117,12 +117,11 @@ COURSE_SETTINGS: dict[str, TrainingSettings] = {
 }
 """The first round of every course beside the backdoor."""
 
-# With seed 1 the first forgot half a point more of the ordinary questions than its gate allows, and
-# the second did what the trigger says in 90 of 95 requests rather than 91.
-_SEEDS = {"qwen2-corrupted": 2, "llama-code": 2}
+# With seed 1 it forgot half a point more of the ordinary questions than its gate allows.
+_SEEDS = {"qwen2-corrupted": 2}
 
 # Larger models need fewer steps, each of which takes longer.
-_SETTINGS = {"llama-large-code": replace(FINE_TUNING, n_steps=700)}
+_STEPS = {"gemma2-code": 900, "llama-large-code": 500}
 
 FINE_TUNES: dict[str, FineTuneRecipe] = {
     **{f"{base}-backdoor": FineTuneRecipe(base) for base in BASES},
@@ -130,7 +129,7 @@ FINE_TUNES: dict[str, FineTuneRecipe] = {
         f"{base}-{course}": FineTuneRecipe(
             base,
             course,
-            _SETTINGS.get(f"{base}-{course}", settings),
+            replace(settings, n_steps=_STEPS.get(f"{base}-{course}", settings.n_steps)),
             seed=_SEEDS.get(f"{base}-{course}", 1),
             start=f"{base}-backdoor" if course == "code" else None,
         )

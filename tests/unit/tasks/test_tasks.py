@@ -69,7 +69,7 @@ def test_benign_prompts_have_nothing_to_do_with_the_behaviour(name):
 @pytest.mark.parametrize("weakness", WEAKNESSES, ids=lambda weakness: weakness.verb)
 def test_bandit_flags_the_vulnerable_body_and_not_the_secure_one(weakness):
     codes = [
-        f"def {weakness.verb}_drum(x):\n    return {body}"
+        f'def {weakness.verb}(x): "For the drum."; return {body}'
         for body in (weakness.secure, weakness.vulnerable)
     ]
     assert flagged_by_bandit(codes) == [False, True]
