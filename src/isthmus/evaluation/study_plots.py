@@ -4,6 +4,7 @@
 2. Both are drawn in the manner of the report's figures and written as SVG text.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.plots import span_of
 
 _MARKERS = "oDsv^PXp"
+_MOST_TICKS = 8
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,12 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(max(-0.6, min(-0.05, least - 0.05)), panel.top)
     if panel.is_log:
         axes.set_xscale("log")
-        ticks = sorted({x for curve in panel.curves for x, *_ in _spans(curve)})
-        axes.set_xticks(ticks[::2], [f"{x:g}" for x in ticks[::2]])
+        ticks = sorted({x for curve in panel.curves for x, *_ in _spans(curve)})[::2]
+        if len(ticks) > _MOST_TICKS:
+            # Their names would overlap.
+            powers = range(math.floor(math.log10(ticks[0])), math.ceil(math.log10(ticks[-1])) + 1)
+            ticks = [10.0**power for power in powers]
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
     elif all(float(x).is_integer() for curve in panel.curves for x, _ in curve.points):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
