@@ -247,3 +247,12 @@ def test_of_other_models_every_target_stands_beside_the_papers_figure():
         "carried, organism:qwen2-backdoor": 0.9,
     }
     assert set(found_for(figure, every).values()) == {None}
+
+
+def test_a_process_is_given_no_settings_that_were_not_given():
+    config = RunConfig(source="a", targets=("b",), n_test=12)
+    scope = Scope(is_quick=True, seed=3, given=(config,), is_alone=False)
+    again = Scope.from_json(json.loads(json.dumps(scope.to_json())), is_alone=False)
+    assert again == scope
+    assert again.pairs("backdoor") == scope.pairs("backdoor")
+    assert again.pairs("backdoor")[0].settings == {"n_test": 12}

@@ -65,6 +65,25 @@ class Scope:
         """Returns the number that this scope asks for."""
         return quick if self.is_quick else full
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the scope as JSON values; fields that were not given stay so."""
+        given = [one.model_dump(mode="json", exclude_unset=True) for one in self.given]
+        return {"is_quick": self.is_quick, "seed": self.seed, "given": given}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], *, is_alone: bool) -> "Scope":
+        """Reads what `to_json` wrote.
+
+        Args:
+            fields: Every field by name.
+            is_alone: Whether nothing else of the reproduction runs at the same time.
+
+        Returns:
+            The scope that was written.
+        """
+        given = tuple(RunConfig.model_validate(one) for one in fields["given"])
+        return cls(fields["is_quick"], fields["seed"], given, is_alone)
+
     def crossings(self, task: TaskName) -> tuple[RunConfig, ...]:
         """Returns the crossings of one task.
 

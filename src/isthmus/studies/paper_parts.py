@@ -97,7 +97,7 @@ def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
         "corrupted",
         [
             study_corrupted(
-                source,
+                config.source,
                 target,
                 n_train=n_train,
                 n_test=n_test,
@@ -106,7 +106,7 @@ def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
                 progress=progress,
             )
             for config in scope.crossings("corrupted")
-            for source, target in itertools.product((config.source,), config.targets)
+            for target in config.targets
         ],
     )
 

@@ -27,7 +27,6 @@ from isthmus.studies.paper_models import Scope, keys_of_models
 from isthmus.studies.paper_parts import PARTS, Part
 from isthmus.studies.result import StudyResult
 from isthmus.studies.study_files import find_study, keep_study, study_folder
-from isthmus.workflows.config import RunConfig
 
 
 def run_parts(
@@ -85,13 +84,7 @@ def _in_processes(
 
 
 def _in_process(name: str, scope: Scope, *, is_cached: bool) -> tuple[StageTime, str]:
-    asked = {
-        "name": name,
-        "is_quick": scope.is_quick,
-        "seed": scope.seed,
-        "configs": [config.model_dump(mode="json") for config in scope.given],
-        "is_cached": is_cached,
-    }
+    asked = {"name": name, "scope": scope.to_json(), "is_cached": is_cached}
     start = time.perf_counter()
     # A program of its own rather than a fork, which would inherit locks of torch's threads.
     done = subprocess.run(  # noqa: S603 - this very module
@@ -130,14 +123,13 @@ def work(asked: Mapping[str, Any]) -> None:
     """Computes one part into the cache: what a process does.
 
     Args:
-        asked: `name`, `is_quick`, `seed`, `configs` and `is_cached` as JSON values.
+        asked: `name`, `scope` and `is_cached` as JSON values.
 
     Raises:
         IsthmusError: Whatever makes the part impossible.
     """
     torch.set_num_threads(1)
-    given = tuple(RunConfig.model_validate(one) for one in asked["configs"])
-    scope = Scope(asked["is_quick"], asked["seed"], given, is_alone=False)
+    scope = Scope.from_json(asked["scope"], is_alone=False)
     name, clock = asked["name"], StageClock(SilentProgress())
     _result(name, PARTS[name], scope, clock, is_cached=asked["is_cached"])
 
