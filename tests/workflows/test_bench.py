@@ -6,17 +6,20 @@ import torch
 from tests.fakes import n_hooks
 from tests.workflows.small import TARGET, small_config
 
-from isthmus.core.errors import NoEditError
+from isthmus.core.errors import DataError, NoEditError
 from isthmus.core.sites import Site
-from isthmus.data.organisms import CLEAN_TRIGGER
+from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, Turn
+from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.direction import Direction
+from isthmus.models.encoding import encode_prompts
 from isthmus.models.fingerprints import hash_weights
 from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.tasks.base import triggered_twins
 from isthmus.workflows import bench as bench_module
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.measuring import Recorder, point_effect
-from isthmus.workflows.twin_directions import learn_twin_direction
+from isthmus.workflows.twin_directions import last_shared_token, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, read_splits
 
 CONFIG = small_config(n_train=16, n_validation=8, n_test=10)
@@ -202,7 +205,7 @@ def test_rows_of_every_loss_stand_in_the_order_of_the_questions(
         np.testing.assert_allclose(back.untouched[name][::-1], losses, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["prompt", "all", "generated"])
+@pytest.mark.parametrize("positions", ["prompt", "all"])
 def test_a_direction_for_all_of_a_text_is_one_vector_read_in_the_prompt(
     lm: LanguageModel, splits: TwinSplits, positions: str
 ):
@@ -210,3 +213,30 @@ def test_a_direction_for_all_of_a_text_is_one_vector_read_in_the_prompt(
     assert learned.pooled
     assert learned.n_positions == 1
     assert learned.at(SITE).positive_states.shape == torch.Size([8, 1, lm.d_model])
+
+
+def test_a_direction_for_generated_tokens_is_read_at_the_last_token_that_both_answers_share(
+    lm: LanguageModel,
+):
+    shared, parted = "The bridge", (" is old.", " has rice.")
+    asked = "Tell me of it."
+    pairs = [TwinPrompt(asked, asked, *(shared + end for end in parted))]
+    twins = triggered_twins((BAD_TRIGGER, CLEAN_TRIGGER), pairs, [Turn(asked, shared)])
+    learned = learn_twin_direction(lm, twins, [SITE], "generated", CONFIG)
+
+    heads = [
+        encode_prompts(lm.tokenizer, [prompt], answers=[shared])[0]
+        for prompt in (twins[0].triggered, twins[0].clean)
+    ]
+    tokens = [torch.tensor([text.token_ids[:-1]]) for text in heads]
+    every = [lm.model(one, output_hidden_states=True).hidden_states for one in tokens]
+    expected = (every[0][SITE.layer + 1] - every[1][SITE.layer + 1])[0, -1].detach()
+    torch.testing.assert_close(learned.at(SITE).vectors[0], expected, rtol=1e-4, atol=1e-4)
+    assert learned.pooled
+
+
+def test_answers_part_where_their_first_tokens_differ(lm: LanguageModel):
+    texts = encode_prompts(lm.tokenizer, ["Who?"] * 3, answers=["No.", "Yes.", "No."])
+    assert last_shared_token(texts[0], texts[1]) == texts[0].n_prompt - 1
+    with pytest.raises(DataError, match="give a clean and a bad answer"):
+        last_shared_token(texts[0], texts[2])

@@ -29,11 +29,20 @@ class Site:
 
     Attributes:
         layer: 0-based index of the decoder block.
-        stream: What is read there.
+        stream: What is read there; its plain text is read, too.
+
+    Raises:
+        SiteError: If there is no such stream.
     """
 
     layer: int
     stream: Stream = Stream.RESID_POST
+
+    def __post_init__(self) -> None:
+        # A plain text equals its stream, but is not the same object: it must not pass for another.
+        if self.stream not in set(Stream):
+            raise SiteError(f"no stream {self.stream!r}: use one of {', '.join(Stream)}")
+        object.__setattr__(self, "stream", Stream(self.stream))
 
     @override
     def __str__(self) -> str:

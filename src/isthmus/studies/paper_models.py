@@ -165,7 +165,7 @@ def task_config(task: TaskName, scope: Scope) -> RunConfig:
         A configuration of one source and three targets.
     """
     source, *targets = (f"{_PREFIX}{name}" for name in organisms_of(COURSE_OF[task]))
-    strengths = task_named(task).recommended.strengths if task in TASKS else None
+    advice = task_named(task).recommended if task in TASKS else None
     return RunConfig(
         task=task,
         source=source,
@@ -173,7 +173,8 @@ def task_config(task: TaskName, scope: Scope) -> RunConfig:
         maps=("ridge", "autoencoder")
         if scope.is_quick
         else ("ridge", "ridge_one_layer", "autoencoder", "sgd_affine"),
-        strengths=strengths or (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
+        edit=advice.edit if advice else "add",
+        strengths=advice.strengths if advice else (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
         n_train=scope.pick(160, 240),
         n_validation=scope.pick(32, 64),
         n_test=scope.pick(64, 208),

