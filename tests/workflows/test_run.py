@@ -120,6 +120,27 @@ def test_headline_numbers_have_an_interval_around_them(result: RunResult):
             assert m.ci_low <= m.value <= m.ci_high
 
 
+def untimed(result: RunResult) -> list[Measurement]:
+    return [m for m in result.measurements if not m.metric.startswith("seconds")]
+
+
+def test_another_intervention_through_the_same_map_costs_a_small_part_of_a_native_one(
+    result: RunResult,
+):
+    native = value(result, "native", "target_tokens")
+    assert 0 < value(result, "transferred", "target_tokens_next") <= 0.1 * native
+    assert value(result, "transferred", "target_tokens") > value(
+        result, "transferred", "target_tokens_next"
+    )
+    assert value(result, "transferred", "seconds_next") < value(result, "native", "seconds")
+
+
+def test_the_report_says_what_the_target_was_asked_for(result: RunResult):
+    native = value(result, "native", "target_tokens")
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert f"The target was run on {native:,.0f} tokens to find the native intervention" in page
+
+
 def test_the_untouched_target_shows_the_behaviour_and_its_clean_twin_does_not(result: RunResult):
     assert value(result, "none", "behaviour_rate") >= 0.95
     assert value(result, "clean", "behaviour_rate") <= 0.1
@@ -275,7 +296,7 @@ def test_after_a_crossing_is_lost_only_that_one_is_computed_again(
     (lost / "results.jsonl").unlink()
     second = run(config, out=tmp_path / "runs" / "second")
     assert from_cache(second) == [True, False]
-    assert second.measurements == first.measurements
+    assert untimed(second) == untimed(first)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"first", "second"}
 
 
@@ -317,5 +338,5 @@ def test_computing_again_gives_the_same_numbers_however_many_crossings_run_at_on
 ):
     one_by_one = run(brief_config(*two_targets), out=tmp_path / "a", is_cached=False)
     at_once = run(brief_config(*two_targets, n_parallel=2), out=tmp_path / "b", is_cached=False)
-    assert one_by_one.measurements == at_once.measurements
+    assert untimed(one_by_one) == untimed(at_once)
     assert from_cache(at_once) == [False, False]

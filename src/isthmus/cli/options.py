@@ -17,7 +17,8 @@ Site = Annotated[
 ]
 Sites = Annotated[str, typer.Option(help="all, or sites such as 'resid_post[3],0.6'.")]
 Edit = Annotated[
-    Literal["add", "ablate", "set_coordinate", "replace"], typer.Option(help="What is done.")
+    Literal["add", "add_keeping_norm", "ablate", "set_coordinate", "replace"],
+    typer.Option(help="What is done."),
 ]
 Positions = Annotated[
     str | None,

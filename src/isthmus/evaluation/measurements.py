@@ -63,6 +63,9 @@ METRICS = (
     "patching_effect",
     "agreement",
     "n_parameters",
+    "target_tokens",
+    "target_tokens_next",
+    "seconds_next",
 )
 """What was measured; `recovery` is bad → clean, `recovery_induction` clean → bad."""
 

@@ -124,6 +124,7 @@ class Crossing:
         rows: Every arm of the test split.
         validation: What settings were chosen on.
         quality: How well the maps predict held-out activations.
+        costs: What the target was asked for, by condition and metric.
     """
 
     task: str
@@ -133,6 +134,7 @@ class Crossing:
     rows: tuple[Row, ...]
     validation: tuple[Measurement, ...]
     quality: tuple[Measurement, ...]
+    costs: Mapping[str, float | None]
 
     def reference(self, condition: str) -> Row | None:
         """Returns the first arm of a condition."""
@@ -253,7 +255,9 @@ def group_crossings(measurements: Sequence[Measurement]) -> list[Crossing]:
         metric = _headline(test)
         rows = tuple(_row(arm, test, validation, metric) for arm in sorted_arms(test))
         quality = tuple(m for m in mine if m.metric.startswith("map_"))
-        crossings.append(Crossing(task, source, target, metric, rows, tuple(validation), quality))
+        costs = {f"{m.condition} {m.metric}": m.value for m in mine if "_tokens" in m.metric}
+        shown = (rows, tuple(validation), quality, costs)
+        crossings.append(Crossing(task, source, target, metric, *shown))
     return crossings
 
 
@@ -362,13 +366,8 @@ def render_report(run_folder: Path) -> Path:
 
 def _environment() -> Environment:
     loader = PackageLoader("isthmus.evaluation")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     named = (arm_label, arm_of, effect_bars, dose_response, layer_heat_map)
     environment.globals |= {function.__name__: function for function in named}
     environment.globals |= {"styles": STYLES, "metrics": _HEADLINE}

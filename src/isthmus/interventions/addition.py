@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,11 +13,15 @@ from isthmus.interventions.checks import require_strength, require_vector, worki
 class Addition:
     """Adds one vector at every position, h + strength · v.
 
+    With `keeps_norm` the sum is scaled back to the length that the state had: a rotation towards
+    v, (h + strength · v) ‖h‖ / ‖h + strength · v‖. A sum of zero stays zero.
+
     Source: Turner et al. 2023, arXiv:2308.10248.
 
     Attributes:
         vector: v, in activation units.
         strength: Multiplier in units of v's own norm, from -1000 to 1000; 0 changes nothing.
+        keeps_norm: Whether every state keeps its length.
 
     Raises:
         ShapeError: If `vector` is not one vector.
@@ -26,6 +31,7 @@ class Addition:
 
     vector: Float[Tensor, " d_model"]
     strength: float = 1.0
+    keeps_norm: bool = False
 
     def __post_init__(self) -> None:
         require_vector("steering vector", self.vector)
@@ -49,4 +55,10 @@ class Addition:
         """
         dtype = working_dtype(activations)
         vector = self.vector.to(activations.device, dtype)
-        return (activations.to(dtype) + self.strength * vector).to(activations.dtype)
+        states = activations.to(dtype)
+        moved = states + self.strength * vector
+        if self.keeps_norm:
+            length = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+            before = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+            moved = moved * (before / length.clamp_min(torch.finfo(dtype).tiny))
+        return moved.to(activations.dtype)

@@ -90,7 +90,12 @@ class Intervention:
 
     @classmethod
     def steering(
-        cls, vectors_by_site: VectorsBySite, positions: PositionSelector, strength: float = 1.0
+        cls,
+        vectors_by_site: VectorsBySite,
+        positions: PositionSelector,
+        strength: float = 1.0,
+        *,
+        keeps_norm: bool = False,
     ) -> "Intervention":
         """Adds a vector, h + strength · v.
 
@@ -98,12 +103,13 @@ class Intervention:
             vectors_by_site: Steering vectors in activation units.
             positions: Where.
             strength: Multiplier, from -1000 to 1000.
+            keeps_norm: Whether every state is scaled back to its own length.
 
         Returns:
             An intervention of additions.
         """
         edits = {
-            site: tuple(Addition(vector, strength) for vector in _rows(site, vectors))
+            site: tuple(Addition(row, strength, keeps_norm) for row in _rows(site, vectors))
             for site, vectors in vectors_by_site.items()
         }
         return cls(edits, positions)

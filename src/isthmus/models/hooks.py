@@ -1,5 +1,6 @@
-"""The only place that installs hooks: recording a probe, capturing and editing activations."""
+"""The only place that installs hooks: recording a probe, capturing, editing, counting tokens."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ShapeError, SiteError
 from isthmus.core.sites import Site, Stream
+from isthmus.models.calls import Call, TokenMeter
 from isthmus.models.layouts import ModelLayout
 
 Activations = dict[Site, Float[Tensor, "batch pos d_model"]]
@@ -21,32 +23,6 @@ Activations = dict[Site, Float[Tensor, "batch pos d_model"]]
 
 _Visit = Callable[[Tensor], Tensor | None]
 """Sees an activation; returns what replaces it, or None to leave it."""
-
-
-@dataclass
-class Call:
-    """One call of a module.
-
-    Attributes:
-        given: Copy of its first tensor argument, made before the call.
-        made: Copy of its (first) output tensor, made right after the call.
-        live: The tensors that were copied, as they are now.
-    """
-
-    given: Tensor | None = None
-    made: Tensor | None = None
-    live: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @property
-    def was_overwritten(self) -> bool:
-        """Whether one of the tensors was changed in place after it was copied."""
-        return any(not torch.equal(copy, now) for copy, now in self.live)
-
-    def keep(self, value: Tensor) -> Tensor:
-        """Copies a tensor and remembers the original."""
-        copy = value.detach().clone()
-        self.live.append((copy, value.detach()))
-        return copy
 
 
 @contextmanager
@@ -146,6 +122,31 @@ def run_until_captured(
         with suppress(_AllCaptured):
             layout.root(input_ids=token_ids, attention_mask=is_real.long(), use_cache=False)
         return captured
+
+
+@contextmanager
+def metering(layout: ModelLayout) -> Iterator[TokenMeter]:
+    """Counts the positions that this thread runs a model on in the block, padding included.
+
+    Every forward pass counts as a whole one, also where it ends early or starts above states that
+    were kept.
+
+    Args:
+        layout: The model.
+
+    Yields:
+        TokenMeter: What was read and written so far.
+    """
+    meter, thread = TokenMeter(), threading.get_ident()
+
+    def count(_root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            tokens, cache = _tokens_and_cache(args, kwargs)
+            meter.add(tokens.shape[:2].numel(), is_step=cache is not None and tokens.shape[1] == 1)
+
+    with ExitStack() as hooks:
+        hooks.callback(layout.root.register_forward_pre_hook(count, with_kwargs=True).remove)
+        yield meter
 
 
 @dataclass
@@ -360,12 +361,16 @@ def _read_chunk(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    values = [*args, *kwargs.values()]
-    tokens = kwargs.get("input_ids", args[0] if args else None)
-    tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-    cache = next((value for value in values if isinstance(value, Cache)), None)
+    tokens, cache = _tokens_and_cache(args, kwargs)
     chunk.move_to((tokens.shape[0], tokens.shape[1]), cache)
     then(chunk)
+
+
+def _tokens_and_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Cache | None]:
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    values = [*args, *kwargs.values()]
+    cache = next((value for value in values if isinstance(value, Cache)), None)
+    return kwargs["inputs_embeds"] if tokens is None else tokens, cache
 
 
 def _visit_input(

@@ -17,7 +17,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from isthmus.core.errors import ModelError, NonFiniteError
-from isthmus.models.hooks import Call, recording
+from isthmus.models.calls import Call
+from isthmus.models.hooks import recording
 from isthmus.models.layouts import (
     BlockLayout,
     DecoderParts,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from isthmus.models.hooks import Call
+from isthmus.models.calls import Call
 from isthmus.models.layouts import ResidualWriter
 
 ROUNDING_STEPS = 4

@@ -176,8 +176,8 @@ def task_config(task: TaskName, scope: Scope) -> RunConfig:
         edit=advice.edit if advice else "add",
         strengths=advice.strengths if advice else (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
         n_train=scope.pick(160, 240),
-        n_validation=scope.pick(32, 64),
-        n_test=scope.pick(64, 208),
+        n_validation=scope.pick(32, 48),
+        n_test=scope.pick(64, 160),
         seed=scope.seed,
     )
 

@@ -171,9 +171,9 @@ def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
 def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
     sizes = {
         "n_train": scope.pick(80, 160),
-        "n_validation": scope.pick(16, 48),
+        "n_validation": scope.pick(16, 32),
         "n_test": scope.pick(48, 162),
-        "n_random": scope.pick(1, 3),
+        "n_random": scope.pick(1, 2),
     }
     return joined(
         "refusal_study",
@@ -309,24 +309,29 @@ PARTS: dict[str, Part] = {
     "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
-        n_test=lambda scope: scope.pick(24, 100),
-        n_completed=lambda scope: scope.pick(12, 48),
-        n_train=lambda scope: scope.pick(80, 240),
+        n_test=lambda scope: scope.pick(24, 64),
+        n_completed=lambda scope: scope.pick(12, 32),
+        n_train=lambda scope: scope.pick(80, 160),
     ),
     "features": _on_pairs("features", transfer_feature),
     "probes": _on_pairs("probes", transfer_probe),
     "patching": _on_models(
-        "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 64)
+        "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 48)
     ),
     "layers": _on_models(
-        "layers", sweep_layers, settings=lambda scope: {"n_test": scope.pick(32, 96)}
+        "layers",
+        sweep_layers,
+        settings=lambda scope: {"n_validation": scope.pick(32, 48), "n_test": scope.pick(32, 64)},
     ),
     "noise": _on_models(
         "noise",
         study_noise,
         n_prompts=lambda scope: scope.pick(8, 16),
-        n_draws=lambda scope: scope.pick(4, 10),
+        n_draws=lambda scope: scope.pick(4, 6),
         sites=lambda _scope: [0, 2],
     ),
 }
 """Every part in the order of the report."""
+
+LONGEST = ("code", "mapper_validation", "layers", "corrupted", "refusal_study")
+"""The parts that take longest, longest first: begun first, none of them is left for the end."""

@@ -24,7 +24,7 @@ from isthmus.core.progress import SilentProgress
 from isthmus.core.provenance import StageClock, StageTime
 from isthmus.evaluation.reproduction import ReportedPart
 from isthmus.studies.paper_models import Scope, keys_of_models
-from isthmus.studies.paper_parts import PARTS, Part
+from isthmus.studies.paper_parts import LONGEST, PARTS, Part
 from isthmus.studies.result import StudyResult
 from isthmus.studies.study_files import find_study, keep_study, study_folder
 
@@ -67,11 +67,13 @@ def _in_processes(
 ) -> dict[str, str]:
     """Computes parts into the cache; returns by name why one could not be."""
     problems: dict[str, str] = {}
+    long = [name for name in LONGEST if name in names]
+    ordered = [*long, *(name for name in names if name not in long)]
     with (
         ThreadPoolExecutor(n_processes) as pool,
         clock.shown.stage("parts", len(names)) as advance,
     ):
-        waiting = {pool.submit(_in_process, n, scope, is_cached=is_cached): n for n in names}
+        waiting = {pool.submit(_in_process, n, scope, is_cached=is_cached): n for n in ordered}
         for done in as_completed(waiting):
             name = waiting[done]
             took, problem = done.result()

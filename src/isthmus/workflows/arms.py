@@ -26,6 +26,7 @@ def intervention_for(
     | edit | removal | induction |
     | --- | --- | --- |
     | `add` | h - strength · v | h + strength · v |
+    | `add_keeping_norm` | the same, scaled back to ‖h‖ | the same |
     | `set_coordinate` | coordinate along v to the clean mean | to the mean with the behaviour |
     | `replace` | h := clean mean state | h := mean state with the behaviour |
     | `ablate` | component along v removed | the same |
@@ -42,9 +43,10 @@ def intervention_for(
     """
     selector = parse_positions(positions)
     vectors = {site: one.vectors for site, one in direction.by_site.items()}
-    if edit == "add":
+    if edit in {"add", "add_keeping_norm"}:
         signed = strength if way == "induction" else -strength
-        return Intervention.steering(vectors, selector, signed)
+        keeps_norm = edit == "add_keeping_norm"
+        return Intervention.steering(vectors, selector, signed, keeps_norm=keeps_norm)
     if edit == "ablate":
         return Intervention.ablation(vectors, selector)
     if edit == "replace":

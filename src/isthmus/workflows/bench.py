@@ -10,6 +10,7 @@ from torch import Tensor
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import NoEditError
+from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
@@ -101,15 +102,13 @@ class Bench:
             texts,
             edits=_placed(intervention),
             batch_size=self.config.batch_size,
-            prefix=self._prefix(texts, intervention),
+            prefix=self._prefix(texts, intervention.sites if intervention else ()),
         )
         return result.nll.double().numpy(), result.n_edited
 
-    def _prefix(
-        self, texts: Sequence[EncodedText], intervention: Intervention | None
-    ) -> PrefixStates | None:
-        """Returns what lies below an intervention, computed once for each list of texts."""
-        layer = None if intervention is None else last_shared_layer(intervention.sites)
+    def _prefix(self, texts: Sequence[EncodedText], sites: Sequence[Site]) -> PrefixStates | None:
+        """Returns what lies below edits at some sites, computed once for each list of texts."""
+        layer = last_shared_layer(sites)
         if layer is None or self._can_resume.get(layer) is False:
             return None
         kept = self._prefixes.setdefault(id(texts), {})
@@ -124,6 +123,13 @@ class Bench:
         if layer not in self._can_resume:
             self._can_resume[layer] = can_resume(self.lm, texts, kept[layer])
         return kept[layer] if self._can_resume[layer] else None
+
+    def prepare(self, sites: Sequence[Site]) -> None:
+        """Computes what arms at some sites share: the untouched target, and states below them."""
+        _ = self.untouched, self._benign_logprobs
+        for texts in (self.encoded.triggered, self.encoded.clean_bad, self.encoded.benign):
+            for site in sites:
+                self._prefix(texts, [site])
 
     @cached_property
     def untouched(self) -> dict[str, Losses]:
@@ -188,7 +194,7 @@ class Bench:
             texts,
             edits=place,
             batch_size=self.config.batch_size,
-            prefix=self._prefix(texts, intervention),
+            prefix=self._prefix(texts, intervention.sites if intervention else ()),
         )
         return change_of(texts, self._benign_logprobs, edited)
 

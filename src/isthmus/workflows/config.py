@@ -32,7 +32,7 @@ MapMethod = Literal[
     "identity",
     "auto",
 ]
-EditKind = Literal["add", "ablate", "set_coordinate", "replace"]
+EditKind = Literal["add", "add_keeping_norm", "ablate", "set_coordinate", "replace"]
 TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
 Pairing = Literal["character_end", "chunk_boundary", "span_pool", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]

@@ -25,6 +25,7 @@ from isthmus.workflows.bench import Bench
 from isthmus.workflows.certifying import Certifier
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.controls import control_arms
+from isthmus.workflows.costs import CostLedger
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
@@ -118,14 +119,15 @@ class Crossing:
 
     def run(self) -> CrossingResult:
         """Does everything and returns what was found."""
-        moments = self._moments()
-        sources, natives = self._directions()
+        costs = CostLedger(self.target)
+        with costs.of("map"):
+            moments = self._moments()
         names = (self.source.identity.name, self.target.identity.name)
         recorder = Recorder(self.config, *names, "test")
         validation = Bench(self.target, self.splits.validation, self.config)
         selector = make_selector(validation, recorder, self.progress)
-        native = self._choose_native(selector, natives)
-        ridge = self._choose_transferred(selector, moments, sources)
+        sources = self._directions(self.source, self.source_sites)
+        native, ridge = self._places(selector, moments, sources, costs)
         site, positions = _place(ridge.arm)
         rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site))
@@ -156,7 +158,12 @@ class Crossing:
             for one in recorder.quality(scored[method].arm, fitted.quality)
         ]
         return CrossingResult(
-            measurements=[*selector.measured, *tested.measurements, *quality],
+            measurements=[
+                *selector.measured,
+                *tested.measurements,
+                *quality,
+                *costs.measurements(recorder, (native.arm, ridge.arm)),
+            ],
             completions={"source": names[0], "target": names[1], "rows": tested.rows},
             source_direction=sources[positions],
             native_direction=_direction_of(native.arm),
@@ -169,6 +176,25 @@ class Crossing:
             chosen=scored[best].arm,
             notes=tuple(self.notes),
         )
+
+    def _places(
+        self,
+        selector: Selector,
+        moments: PairedMoments,
+        sources: dict[str, Direction],
+        costs: CostLedger,
+    ) -> tuple[Scored, Scored]:
+        """Chooses where the native and the carried direction act, and counts what that takes."""
+        with costs.of("bench"):
+            selector.coarse.prepare(self.target_sites)
+            selector.fine.prepare(self.target_sites)
+        with costs.of("native"):
+            natives = self._directions(self.target, self.target_sites)
+            native = self._choose_native(selector, natives)
+        with costs.of("place"):
+            ridge = self._choose_transferred(selector, moments, sources)
+        costs.calibrate(selector.coarse, ridge.arm, self.config.max_benign_kl)
+        return native, ridge
 
     def _fit(self, rows: dict[Part, PairedRows], ends: MapEnds) -> dict[str, FittedMap]:
         return {
@@ -224,20 +250,15 @@ class Crossing:
             progress=self.progress,
         )
 
-    def _directions(self) -> tuple[dict[str, Direction], dict[str, Direction]]:
-        """Learns a direction per kind of positions, in the source and natively in the target."""
-        learned: list[dict[str, Direction]] = []
-        for lm, sites in ((self.source, self.source_sites), (self.target, self.target_sites)):
-            with self.progress.stage(f"learn directions in {lm.identity.name}"):
-                learned.append(
-                    {
-                        positions: learn_twin_direction(
-                            lm, self.splits.train, sites, positions, self.config
-                        )
-                        for positions in self.positions
-                    }
+    def _directions(self, lm: LanguageModel, sites: Sequence[Site]) -> dict[str, Direction]:
+        """Learns a direction per kind of positions."""
+        with self.progress.stage(f"learn directions in {lm.identity.name}"):
+            return {
+                positions: learn_twin_direction(
+                    lm, self.splits.train, sites, positions, self.config
                 )
-        return learned[0], learned[1]
+                for positions in self.positions
+            }
 
     def _choose_native(self, selector: Selector, natives: dict[str, Direction]) -> Scored:
         def make(cell: Cell) -> Arm:

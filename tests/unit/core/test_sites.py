@@ -33,7 +33,7 @@ def test_a_site_is_read_as_it_is_written(sized, stream):
 
 def test_a_stream_given_as_text_is_that_stream_or_is_refused():
     # In a process of its own: in tests, types are checked before the site sees its stream.
-    said = subprocess.run(
+    said = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-c", _PLAIN_TEXTS], capture_output=True, text=True, check=True
     ).stdout
     assert said.splitlines() == ["True", "no stream 'resid_mid': use one of " + ", ".join(Stream)]

@@ -59,3 +59,20 @@ def test_broken_vectors_and_strengths_are_refused_when_the_edit_is_made():
         Addition(torch.tensor([math.nan]))
     with pytest.raises(StrengthError):
         Addition(torch.zeros(2), math.inf)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.floats(-5, 5), st.integers(2, 9))
+def test_an_addition_that_keeps_norms_turns_states_without_stretching_them(seed, strength, d_model):
+    activations, vector = gaussian(2, 3, d_model, seed=seed), gaussian(d_model, seed=seed + 1)
+    turned = Addition(vector, strength, keeps_norm=True)(activations)
+    torch.testing.assert_close(turned.norm(dim=-1), activations.norm(dim=-1))
+    plain = Addition(vector, strength)(activations)
+    cosine = torch.cosine_similarity(turned, plain, dim=-1)
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_a_sum_of_zero_stays_zero_where_norms_are_kept():
+    vector = gaussian(8)
+    turned = Addition(vector, -1.0, keeps_norm=True)(vector.expand(1, 2, 8))
+    assert torch.equal(turned, torch.zeros(1, 2, 8, dtype=vector.dtype))

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from transformers import DynamicCache
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ShapeError, SiteError
 from isthmus.core.sites import Site, Stream
-from isthmus.models.hooks import capturing, editing, run_until_captured
+from isthmus.models.hooks import capturing, editing, metering, run_until_captured
 from isthmus.models.probing import find_layout
 
 IDS = torch.tensor([[5, 9, 17, 33, 4], [8, 2, 90, 41, 7]])
@@ -149,6 +151,25 @@ def step(lm, ids, column, cache):
     new = ids[:, column : column + 1]
     with torch.no_grad():
         return lm.model(input_ids=new, attention_mask=mask, past_key_values=cache)
+
+
+def test_tokens_read_and_tokens_generated_are_counted_apart(lm):
+    with metering(lm.layout) as meter:
+        cache = forward(lm, IDS, use_cache=True).past_key_values
+        step(lm, torch.cat([IDS, IDS[:, :1]], dim=1), 5, cache)
+        run_until_captured(lm.layout, [Site(0)], IDS, REAL)
+    forward(lm)
+    assert (meter.n_read, meter.n_generated) == (2 * IDS.numel(), len(IDS))
+    assert meter.n_tokens == 2 * IDS.numel() + len(IDS)
+    assert not n_hooks(lm)
+
+
+def test_what_another_thread_runs_is_not_counted(lm):
+    with metering(lm.layout) as meter:
+        other = threading.Thread(target=forward, args=(lm,))
+        other.start()
+        other.join()
+    assert meter.n_tokens == 0
 
 
 @pytest.mark.parametrize("stream", STREAMS)

@@ -3,7 +3,7 @@ import torch
 from tests.fakes import tiny_network, varied
 from torch import nn
 
-from isthmus.models.hooks import Call
+from isthmus.models.calls import Call
 from isthmus.models.probing import find_layout
 from isthmus.models.writers import find_writers
 

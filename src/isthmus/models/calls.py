@@ -1,0 +1,57 @@
+"""What hooks keep: calls of modules, and how many tokens a model was run on."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        given: Copy of its first tensor argument, made before the call.
+        made: Copy of its (first) output tensor, made right after the call.
+        live: The tensors that were copied, as they are now.
+    """
+
+    given: Tensor | None = None
+    made: Tensor | None = None
+    live: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def was_overwritten(self) -> bool:
+        """Whether one of the tensors was changed in place after it was copied."""
+        return any(not torch.equal(copy, now) for copy, now in self.live)
+
+    def keep(self, value: Tensor) -> Tensor:
+        """Copies a tensor and remembers the original."""
+        copy = value.detach().clone()
+        self.live.append((copy, value.detach()))
+        return copy
+
+
+@dataclass
+class TokenMeter:
+    """How many tokens a model was run on.
+
+    Attributes:
+        n_read: Positions of first passes: prompts, and texts that are scored.
+        n_generated: Positions computed one by one, on top of a cache.
+    """
+
+    n_read: int = 0
+    n_generated: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Both together."""
+        return self.n_read + self.n_generated
+
+    def add(self, n_positions: int, *, is_step: bool) -> None:
+        """Counts one forward pass: of whole texts, or one step of their continuation."""
+        if is_step:
+            self.n_generated += n_positions
+        else:
+            self.n_read += n_positions
