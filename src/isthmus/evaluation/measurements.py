@@ -63,6 +63,11 @@ METRICS = (
     "patching_effect",
     "agreement",
     "n_parameters",
+    "layer_score",
+    "rank_correlation",
+    "regret",
+    "regret_of_three",
+    "relative_cost",
 )
 """What was measured; `recovery` is bad → clean, `recovery_induction` clean → bad."""
 
