@@ -59,6 +59,9 @@ SCOPES: Mapping[str, Callable[[LayerPlace], bool]] = {
 ALL_SPACES = ("map_r2", "cka_debiased", "contrast_explained", "carried_size")
 """A rule of likeness alone, joined before anything was measured."""
 
+PULL_AND_DEPTH = ("attribution", "blocks_above")
+"""The rule that did best on the first crossing looked at, and not on the others."""
+
 _N_TRIED = 3
 _FEW = {
     "n_train": 240,
@@ -187,7 +190,7 @@ def report_rules(
 
 def rules_of(names: Sequence[str] | Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     """Returns every rule by its name: each score alone, and the joined ones."""
-    joined = (DEFAULT_RULE, ALL_SPACES)
+    joined = (DEFAULT_RULE, PULL_AND_DEPTH, ALL_SPACES)
     return {**{name: (name,) for name in names}, **{" + ".join(one): one for one in joined}}
 
 
