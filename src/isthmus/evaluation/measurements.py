@@ -66,6 +66,11 @@ METRICS = (
     "target_tokens",
     "target_tokens_next",
     "seconds_next",
+    "layer_score",
+    "rank_correlation",
+    "regret",
+    "regret_of_three",
+    "relative_cost",
 )
 """What was measured; `recovery` is bad → clean, `recovery_induction` clean → bad."""
 

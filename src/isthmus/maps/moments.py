@@ -90,6 +90,29 @@ class PairMoments:
         part.target_scatter = self.target_scatter[start:stop]
         return part
 
+    def at_source(self, start: int, stop: int) -> "PairMoments":
+        """Returns the moments of some source coordinates, as maps from one of several sites need.
+
+        Args:
+            start: First coordinate.
+            stop: One past the last.
+
+        Returns:
+            Moments that share memory with these.
+
+        Raises:
+            ShapeError: If there are no such coordinates.
+        """
+        if not 0 <= start < stop <= self.d_source:
+            raise ShapeError(f"source coordinates {start} to {stop}: there are {self.d_source}")
+        part = object.__new__(PairMoments)
+        part.n = self.n
+        part.source_mean = self.source_mean[start:stop]
+        part.source_scatter = self.source_scatter[start:stop, start:stop]
+        part.cross_scatter = self.cross_scatter[start:stop]
+        part.target_mean, part.target_scatter = self.target_mean, self.target_scatter
+        return part
+
     def scaled(
         self, source_scale: Float[Tensor, " d_source"], target_scale: Float[Tensor, " d_target"]
     ) -> "PairMoments":

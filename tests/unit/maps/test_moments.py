@@ -122,3 +122,16 @@ def test_moments_of_some_target_coordinates_are_those_of_these_alone():
     assert (cut.n, cut.d_source, cut.d_target) == (50, 4, 2)
     with pytest.raises(ShapeError, match="there are 6"):
         whole.at_target(5, 7)
+
+
+def test_moments_of_some_source_coordinates_are_those_of_their_rows():
+    x, y = torch.randn(50, 6), torch.randn(50, 3)
+    whole, part = PairMoments(6, 3), PairMoments(2, 3)
+    whole.update(x, y)
+    part.update(x[:, 3:5], y)
+    cut = whole.at_source(3, 5)
+    for name in ("source_scatter", "source_mean", "cross_scatter", "target_mean", "target_scatter"):
+        torch.testing.assert_close(getattr(cut, name), getattr(part, name))
+    assert (cut.n, cut.d_source, cut.d_target) == (50, 2, 3)
+    with pytest.raises(ShapeError, match="there are 6"):
+        whole.at_source(5, 7)
