@@ -63,6 +63,8 @@ METRICS = (
     "patching_effect",
     "agreement",
     "n_parameters",
+    "recovery_of_native",
+    "swap_of_native",
 )
 """What was measured; `recovery` is bad → clean, `recovery_induction` clean → bad."""
 
