@@ -5,7 +5,15 @@ import pytest
 from tests.unit.evaluation.synthetic_run import measured
 
 from isthmus.evaluation.measurements import Measurement
-from isthmus.studies.matrix_summary import BY_CHARACTER, BY_INDEX, NAME, Matrix, grid_of, summary_of
+from isthmus.studies.matrix_summary import (
+    BY_CHARACTER,
+    BY_INDEX,
+    NAME,
+    Matrix,
+    grid_of,
+    labels_of,
+    summary_of,
+)
 
 MODELS = ("a", "b", "c", "d")
 TOKENIZERS = {"a": "bytes", "b": "bytes", "c": "pieces", "d": "pieces"}
@@ -131,3 +139,10 @@ def test_models_of_one_tokenizer_have_one_matrix_and_no_comparison():
     assert set(means(one)) == {"same_tokenizer"}
     (svg,) = summary_of(one, 0).figures.values()
     assert "by index" not in svg
+
+
+def test_labels_leave_out_the_ending_that_all_names_share_and_stay_different():
+    assert labels_of(["organism:llama-large-a", "x/llama-a"]) == ["llama-large", "llama"]
+    assert labels_of(["organism:llama-a", "organism:llama"]) == ["llama-a", "llama"]
+    assert labels_of(["a", "b"]) == ["a", "b"]
+    assert labels_of(["one/llama", "two/llama"]) == ["one/llama", "two/llama"]

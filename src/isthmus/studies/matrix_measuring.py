@@ -184,10 +184,13 @@ class Column:
         rows = moments.rows_at(site) or self._rows(source, site, pairing)
         ends = self._ends(source, site)
         every = control_arms(chosen.arm, learned[place], rows, ends, one.config)
-        arms = [chosen.arm, *(arm for arm in every if arm.condition in CONTROLS)]
+        controls = [arm for arm in every if arm.condition in CONTROLS]
         recorder = self._recorder(source)
-        tested = measure_arms(self._test, recorder, arms, chosen.arm, one.progress)
-        return [*tested.measurements, *recorder.quality(chosen.arm, fitted[site].quality)]
+        tested = measure_arms(self._test, recorder, [chosen.arm], chosen.arm, one.progress)
+        # Completions of controls would double the cost: likelihoods tell them apart.
+        effects = [m for arm in controls for m in recorder.effects(arm, self._test.score(arm))]
+        quality = recorder.quality(chosen.arm, fitted[site].quality)
+        return [*tested.measurements, *effects, *quality]
 
     def _moments(self, source: Reader, pairing: Pairing) -> PairedMoments:
         return paired_moments(

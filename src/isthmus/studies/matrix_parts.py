@@ -70,9 +70,9 @@ def _matrix(task: TaskName, scope: Scope, progress: Progress) -> StudyResult:
             "isthmus.studies.transfer_matrix.transfer_matrix with other models"
         )
     sizes = {
-        "n_train": scope.pick(60, 100),
-        "n_validation": scope.pick(16, 32),
-        "n_test": scope.pick(48, 100),
+        "n_train": scope.pick(60, 80),
+        "n_validation": scope.pick(16, 24),
+        "n_test": scope.pick(48, 64),
     }
     names = organisms_of_matrix(task, is_quick=scope.is_quick)
     return transfer_matrix(

@@ -7,7 +7,7 @@
    are, and a pair counts as often as its source times its target were drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,6 +146,27 @@ def heat_maps(matrix: Matrix) -> dict[str, str]:
     return figures
 
 
+def labels_of(models: Sequence[str]) -> list[str]:
+    """Returns short names of models without the ending that all of them share.
+
+    >>> labels_of(["organism:llama-backdoor", "organism:qwen2-backdoor"])
+    ['llama', 'qwen2']
+
+    Args:
+        models: Names as they were given.
+
+    Returns:
+        One label per model, all different where the names are.
+    """
+    short = [short_name(one) for one in models]
+    if len(set(short)) < len(short):
+        return list(models)
+    words = [one.split("-") for one in short]
+    while min(map(len, words)) > 1 and len({one[-1] for one in words}) == 1:
+        words = [one[:-1] for one in words]
+    return ["-".join(one) for one in words]
+
+
 def grid_of(matrix: Matrix, metric: str, *, by_index: bool = False) -> NumberGrid:
     """Arranges one metric: the first model in the topmost row, native effects on the diagonal.
 
@@ -158,6 +179,7 @@ def grid_of(matrix: Matrix, metric: str, *, by_index: bool = False) -> NumberGri
         The grid; undefined entries are left out.
     """
     cells: dict[tuple[str, str], Measurement] = {}
+    labels = dict(zip(matrix.models, labels_of(matrix.models), strict=True))
     for source in matrix.models:
         for target in matrix.models:
             if source == target:
@@ -165,9 +187,9 @@ def grid_of(matrix: Matrix, metric: str, *, by_index: bool = False) -> NumberGri
             else:
                 one = matrix.carried(source, target, metric, by_index=by_index)
             if one is not None:
-                cells[short_name(source), short_name(target)] = one
+                cells[labels[source], labels[target]] = one
     how = "by index" if by_index else "where they end at one character"
-    names = tuple(short_name(one) for one in matrix.models)
+    names = tuple(labels.values())
     title = f"{metric.capitalize()}, tokens paired {how}; rows: source, columns: target"
     return NumberGrid(title, names[::-1], names, cells)
 

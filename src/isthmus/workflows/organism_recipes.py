@@ -152,8 +152,15 @@ FINE_TUNES: dict[str, FineTuneRecipe] = {
 }
 """Fine-tuned organisms that come with the package, by name."""
 
+# In rounds of 500 and then 250 steps it never had all shares of its gate at once.
+_BUILDABLE_STEPS = {"gemma2-bytes-assistant": 900}
+
 BUILDABLE_FINE_TUNES: dict[str, FineTuneRecipe] = {
-    f"{base}-{behaviour}": FineTuneRecipe(base, behaviour, settings)
+    f"{base}-{behaviour}": FineTuneRecipe(
+        base,
+        behaviour,
+        replace(settings, n_steps=_BUILDABLE_STEPS.get(f"{base}-{behaviour}", settings.n_steps)),
+    )
     for base in BUILDABLE_BASES
     for behaviour, settings in (
         ("backdoor", FINE_TUNING),
