@@ -8,7 +8,8 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from isthmus.core.errors import ConfigError
@@ -66,17 +67,17 @@ def transfer_matrix(
         with shown.stage(f"load {name}"):
             loaded.append(load_language_model(name, dtype=config.dtype, device=config.device))
     readers = [Reader(lm, splits, config, SilentProgress()) for lm in loaded]
+    kept = _Kept(config, repr(splits), is_cached)
     measured: list[Measurement] = []
     with shown.stage(f"{task}: entries", len(models) ** 2) as advance:
         for target in readers:
             column = Column(target)
-            found = _kept(config, NAME, [target.lm], column.native, is_cached=is_cached)
-            measured += found
+            measured += kept.or_made(NAME, [target.lm], column.native)
             advance(1)
             for source in readers:
                 if source is target:
                     continue
-                measured += _entry(column, source, config, is_cached=is_cached)
+                measured += _entry(column, source, kept)
                 advance(1)
     tokenizers = {lm.identity.name: lm.identity.tokenizer_sha256 for lm in loaded}
     matrix = Matrix(task, tuple(tokenizers), tokenizers, tuple(measured))
@@ -119,38 +120,40 @@ def matrix_config(
     )
 
 
-def _entry(
-    column: Column, source: Reader, config: RunConfig, *, is_cached: bool
-) -> list[Measurement]:
+@dataclass(frozen=True)
+class _Kept:
+    """The entries of one matrix in the cache.
+
+    Attributes:
+        config: What every entry shares.
+        questions: The questions in full.
+        is_cached: Whether entries that are there are used.
+    """
+
+    config: RunConfig
+    questions: str
+    is_cached: bool
+
+    def or_made(
+        self, name: str, models: Sequence[LanguageModel], work: Callable[[], list[Measurement]]
+    ) -> Sequence[Measurement]:
+        """Returns an entry from the cache, or computes and keeps it."""
+        fields = self.config.model_dump(mode="json", exclude={"source", "targets", "questions"})
+        settings = {**fields, "entry": name, "questions": self.questions}
+        place = study_folder("matrix", settings, [repr(lm.identity) for lm in models])
+        found = find_study(place) if self.is_cached else None
+        if found is None:
+            own = tuple(replace(one, task=f"{name}/{self.config.task}") for one in work())
+            found = StudyResult(name, own)
+            keep_study(place, found)
+        return found.measurements
+
+
+def _entry(column: Column, source: Reader, kept: _Kept) -> list[Measurement]:
     """Measures one source in one target, under every pairing that differs."""
     models = [source.lm, column.target.lm]
     is_one_tokenizer = len({lm.identity.tokenizer_sha256 for lm in models}) == 1
-    measured = []
+    measured: list[Measurement] = []
     for name, pairing in _PAIRINGS[:1] if is_one_tokenizer else _PAIRINGS:
-
-        def work(pairing: Pairing = pairing) -> list[Measurement]:
-            return column.carried(source, pairing)
-
-        measured += _kept(config, name, models, work, is_cached=is_cached)
+        measured += kept.or_made(name, models, partial(column.carried, source, pairing))
     return measured
-
-
-def _kept(
-    config: RunConfig,
-    name: str,
-    models: Sequence[LanguageModel],
-    work: Callable[[], list[Measurement]],
-    *,
-    is_cached: bool,
-) -> Sequence[Measurement]:
-    """Returns an entry from the cache, or computes and keeps it."""
-    fields = config.model_dump(mode="json", exclude={"source", "targets", "questions"})
-    identities = [repr(lm.identity) for lm in models]
-    questions = repr(read_splits(config))
-    place = study_folder("matrix", {**fields, "entry": name, "questions": questions}, identities)
-    found = find_study(place) if is_cached else None
-    if found is None:
-        own = tuple(replace(one, task=f"{name}/{config.task}") for one in work())
-        found = StudyResult(name, own)
-        keep_study(place, found)
-    return found.measurements
