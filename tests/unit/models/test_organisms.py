@@ -232,21 +232,6 @@ def test_an_unknown_organism_is_refused_with_those_there_are():
     assert all(name in str(caught.value) for name in shipped_organisms())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
-@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
-def test_an_organism_reads_text_as_it_did_when_it_was_trained(family, kind):
-    """Of a Qwen2 folder transformers replaces the splitting rules, and adds a token."""
-    tokenizer = tiny_tokenizer(kind)
-    model = tiny_network(family, n_vocab=len(tokenizer))
-    fields = {"name": "tiny", "base": None}
-    pack_organism(cache_folder() / "built" / "tiny", model, tokenizer, fields)
-    loaded = load_language_model("organism:tiny")
-    assert loaded.identity.tokenizer_sha256 == hash_tokenizer(tokenizer)
-    assert len(loaded.tokenizer) == len(tokenizer)
-    text = "|prod|: Café, 12 do's!"
-    assert loaded.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
-
-
 def test_a_fine_tune_without_its_base_is_refused_by_the_name_of_the_base():
     _, packed = built_pair()
     shutil.rmtree(packed_folder("tiny"))
