@@ -279,7 +279,9 @@ def _notes(matrix: Matrix, shares: list[Measurement]) -> tuple[str, ...]:
     ]
     for one in shares:
         if one.condition == "transferred" and one.value is not None and one.ci_low is not None:
-            group = one.task.split("/")[1].replace("_", " ")
+            group = (
+                one.task.split("/")[1].replace("_by_same", " ÷ same tokenizer").replace("_", " ")
+            )
             notes.append(
                 f"{group}: {one.metric.replace('_', ' ')} {one.value:.3f} "
                 f"({one.ci_low:.3f} to {one.ci_high:.3f}), {one.n} pairs"
