@@ -20,6 +20,7 @@ import isthmus
 from isthmus.cli.main import main
 from isthmus.core.artifacts import TENSORS_NAME, sha256_of_file
 from isthmus.models.organisms import shipped_organisms
+from isthmus.workflows.organism_recipes import BUILDABLE
 
 Typed = Callable[..., str]
 
@@ -147,7 +148,14 @@ def test_report_is_written_again(typed: Typed, run_folder: Path):
 
 
 def test_organism_list_names_what_the_package_holds(typed: Typed):
-    assert typed("organism", "list").split() == [f"organism:{one}" for one in shipped_organisms()]
+    shipped = [f"organism:{one}" for one in shipped_organisms()]
+    assert typed("organism", "list").split() == shipped
+    every = typed("organism", "list", "--all").splitlines()
+    assert every[: len(shipped)] == shipped
+    assert [line.split()[0] for line in every[len(shipped) :]] == [
+        f"organism:{b}" for b in BUILDABLE
+    ]
+    assert "(isthmus organism build qwen2-metaspace)" in every[len(shipped)]
 
 
 @pytest.mark.parametrize(

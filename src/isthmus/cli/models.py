@@ -126,9 +126,21 @@ def build(
     print_text(f"  {built.n_parameters:,} parameters, {built.n_steps} steps, {built.competence}")
 
 
-def list_organisms() -> None:
-    """List the organisms that come with the package."""
+def list_organisms(
+    is_all: Annotated[
+        bool, typer.Option("--all/--shipped", help="Those that can be built, too.")
+    ] = False,
+) -> None:
+    """List the organisms that come with the package; with --all, those to be built, too."""
     from isthmus.models.organisms import shipped_organisms
 
     for name in shipped_organisms():
         print_text(f"organism:{name}")
+    if is_all:
+        from isthmus.workflows.organism_missing import missing_organisms
+        from isthmus.workflows.organism_recipes import BUILDABLE
+
+        missing = missing_organisms(BUILDABLE)
+        for name in BUILDABLE:
+            how = f"isthmus organism build {name}" if name in missing else "built"
+            print_text(f"organism:{name} ({how})")

@@ -117,8 +117,10 @@ def report(
 
 
 def reproduce(
-    what: Annotated[str, typer.Argument(help="What to reproduce: paper.")] = "paper",
-    out: Annotated[Path, typer.Option(help="Results folder.")] = Path("runs/paper"),
+    what: Annotated[str, typer.Argument(help="What to reproduce: paper or matrix.")] = "paper",
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; runs/WHAT when not given.")
+    ] = None,
     is_quick: Annotated[
         bool, typer.Option("--quick/--full", help="Fewer questions and maps.")
     ] = False,
@@ -140,7 +142,11 @@ def reproduce(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Lay the figures of arXiv 2503.04429 beside our own numbers, of organisms or other models."""
+    """Lay the figures of arXiv 2503.04429 beside our own numbers; or measure the transfer matrix.
+
+    The matrix is every ordered pair of six organisms; two do not come with the package and are
+    trained first (with --quick they are left out).
+    """
     from isthmus.studies.reproduce import reproduce as work
 
     with RichProgress() as progress:

@@ -71,6 +71,8 @@ METRICS = (
     "regret",
     "regret_of_three",
     "relative_cost",
+    "recovery_of_native",
+    "swap_of_native",
 )
 """What was measured; `recovery` is bad → clean, `recovery_induction` clean → bad."""
 

@@ -54,7 +54,8 @@ def render_reproduction(
     Args:
         folder: Where to.
         parts: What was run, in the order of the page.
-        settings: `kind`, `seed`, and `models` by name where they are not the organisms.
+        settings: `what`, `kind`, `seed`, and `models` by name where they are not the organisms. The
+            paper's figures are shown where `what` is `paper`.
         provenance: `commit` and `versions`.
 
     Returns:
@@ -66,7 +67,8 @@ def render_reproduction(
     every = [m for part in parts for m in part.measurements]
     # Only the organisms have known names; of other models every target stands in every row.
     others = bool(settings["models"])
-    figures = [(figure, found_for(figure, every, others=others)) for figure in PAPER_FIGURES]
+    printed = PAPER_FIGURES if settings["what"] == "paper" else ()
+    figures = [(figure, found_for(figure, every, others=others)) for figure in printed]
     environment = Environment(
         loader=PackageLoader("isthmus.evaluation"),
         autoescape=True,

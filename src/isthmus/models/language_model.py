@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from isthmus.core.artifacts import SafetensorError
@@ -242,7 +243,10 @@ def _load_tokenizer(name: str, where: str, options: dict[str, Any]) -> PreTraine
             "language model"
         )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+        # transformers gives every Qwen2 its own splitting rules and one more token, whatever
+        # tokenizer.json says: an organism must read text as it did when it was trained.
+        kind: Any = PreTrainedTokenizerFast if name.startswith(_ORGANISM) else AutoTokenizer
+        tokenizer: Any = kind.from_pretrained(where, trust_remote_code=False, **options)
     except LOAD_ERRORS as error:
         raise _cannot_load("tokenizer", name, where, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not len(tokenizer):

@@ -70,7 +70,9 @@ def packed_folder(name: str) -> Path:
             return place
     known = ", ".join(shipped_organisms())
     raise OrganismError(
-        f"no organism {name!r}: shipped are {known}; make others with 'isthmus organism build'"
+        f"no organism {name!r}: it neither comes with the package ({known}) nor lies in "
+        f"{cache_folder() / 'built'}. If it has a recipe ('isthmus organism list --all'), "
+        f"'isthmus organism build {name}' trains it once"
     )
 
 

@@ -23,6 +23,7 @@ from isthmus.core.errors import IsthmusError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.provenance import StageClock, StageTime
 from isthmus.evaluation.reproduction import ReportedPart
+from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.paper_models import Scope, keys_of_models
 from isthmus.studies.paper_parts import LONGEST, PARTS, Part
 from isthmus.studies.result import StudyResult
@@ -40,7 +41,7 @@ def run_parts(
     """Runs parts and returns what they found, in the order given.
 
     Args:
-        parts: Parts by name; with several processes they must be those of `PARTS`.
+        parts: Parts by name; with several processes they must be those of `PARTS` or of a matrix.
         scope: What is measured, and how much.
         clock: Who shows progress and remembers how long each part took.
         is_cached: Whether parts that the cache holds are used rather than computed again.
@@ -133,7 +134,8 @@ def work(asked: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     scope = Scope.from_json(asked["scope"], is_alone=False)
     name, clock = asked["name"], StageClock(SilentProgress())
-    _result(name, PARTS[name], scope, clock, is_cached=asked["is_cached"])
+    part = {**PARTS, **matrix_parts(is_quick=scope.is_quick)}[name]
+    _result(name, part, scope, clock, is_cached=asked["is_cached"])
 
 
 def _reported(

