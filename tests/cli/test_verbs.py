@@ -83,6 +83,12 @@ def test_capture_learn_and_transfer_write_what_the_python_functions_write(
     shown = typed("transfer", at_hand / "d", at_hand / "map", "--out", at_hand / "carried")
     assert "resid_post[1]" in shown
     isthmus.transfer(in_python / "d", in_python / "map", out=in_python / "carried")
+    sites = "resid_post[1], resid_post[2]"
+    last = isthmus.learn_map(str(one), str(two), texts, target_site=2, out=tmp_path / "last")
+    shown = typed(
+        "transfer", at_hand / "d", at_hand / "map", tmp_path / "last", "--out", tmp_path / "both"
+    )
+    assert f"at {sites} of {last.target}" in shown
     for name in ("kept", "d", "map", "carried"):
         assert same_tensors(at_hand / name, in_python / name)
 

@@ -146,6 +146,30 @@ def test_a_map_and_a_direction_make_a_direction_in_the_target(
         torch.testing.assert_close(carried.at(Site(2)).vectors, fitted.map.linear(joined))
 
 
+def test_several_maps_in_order_carry_a_direction_there_and_back(tiny: Path, tmp_path: Path):
+    one, two, texts = str(tiny / "one"), str(tiny / "two"), tiny / "texts.jsonl"
+    folders = []
+    for source, target, site in ((one, two, 1), (one, two, -1), (two, one, 0)):
+        folders.append(tmp_path / f"map{len(folders)}")
+        read = "all" if source == one else [1, -1]
+        isthmus.learn_map(
+            source, target, texts, target_site=site, source_sites=read, out=folders[-1]
+        )
+    direction = isthmus.learn_direction(one, tiny / "contrast.jsonl", out=tmp_path / "d")
+    both = isthmus.transfer(direction, folders[:2])
+    assert both.sites == (Site(1), Site(2))
+    returned = isthmus.transfer(direction, folders, out=tmp_path / "returned")
+    assert returned.model.is_same_model(direction.model)
+    assert returned.certificate is not None
+    assert [passage.target_site for passage in returned.certificate.way] == [
+        "resid_post[1]",
+        "resid_post[2]",
+        "resid_post[0]",
+    ]
+    with pytest.raises(ConfigError, match="no map to go through"):
+        isthmus.transfer(direction, [])
+
+
 def test_a_map_from_a_model_to_itself_at_the_same_site_is_nearly_perfect(tiny: Path):
     fitted = isthmus.learn_map(
         str(tiny / "one"),

@@ -1,5 +1,6 @@
 """What travels from the source to the target: directions, their norms and their coordinates."""
 
+from isthmus.carrying.chains import at_several_sites, average_directions, carry_along, steps_of
 from isthmus.carrying.coordinates import CoordinateTargets, coordinate_targets
 from isthmus.carrying.directions import TransferRule, carry_direction
 from isthmus.carrying.scaling import cosine, match_norm, random_direction_like
@@ -7,9 +8,13 @@ from isthmus.carrying.scaling import cosine, match_norm, random_direction_like
 __all__ = [
     "CoordinateTargets",
     "TransferRule",
+    "at_several_sites",
+    "average_directions",
+    "carry_along",
     "carry_direction",
     "coordinate_targets",
     "cosine",
     "match_norm",
     "random_direction_like",
+    "steps_of",
 ]

@@ -6,14 +6,14 @@
    the mean of f(h₊) - f(h₋) over the stored states.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.certificate import Certificate
+from isthmus.core.certificate import Certificate, Passage, worst_quality
 from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.sites import Site
@@ -44,8 +44,8 @@ def carry_direction(
 
     Returns:
         Direction of `fitted.target` at `fitted.target_site`, with the same method, positions and
-        pooling. Its provenance tells rule, map, quality and origin; its certificate, that nothing
-        was measured yet.
+        pooling. Its provenance tells rule, map, quality and origin; its certificate, every map
+        since it was learned, and that nothing was measured yet.
 
     Raises:
         ConfigError: If there is no such rule, or `linear` is asked of a map that is not affine.
@@ -60,15 +60,6 @@ def carry_direction(
         raise ConfigError(f"no rule {rule!r}: use one of {', '.join(get_args(TransferRule))}")
     used = _resolved(rule, fitted.map)
     carried = _carried(_joined(direction, fitted.source_sites), fitted.map, used)
-    certificate = Certificate(
-        source=direction.model,
-        target=fitted.target,
-        source_sites=tuple(str(site) for site in fitted.source_sites),
-        target_site=str(fitted.target_site),
-        map_method=fitted.map.method,
-        map_quality=asdict(fitted.quality),
-        norms={"vectors": carried.norms.tolist()},
-    )
     return Direction(
         by_site={fitted.target_site: carried},
         model=fitted.target,
@@ -83,7 +74,39 @@ def carry_direction(
             "source_sites": [str(site) for site in fitted.source_sites],
             "source_provenance": direction.provenance,
         },
-        certificate=certificate,
+        certificate=_certificate(direction, fitted, carried),
+    )
+
+
+def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection) -> Certificate:
+    passage = Passage(
+        source=fitted.source,
+        target=fitted.target,
+        source_sites=tuple(str(site) for site in fitted.source_sites),
+        target_site=str(fitted.target_site),
+        map_method=fitted.map.method,
+        map_quality=asdict(fitted.quality),
+    )
+    certificate = Certificate(
+        source=passage.source,
+        target=passage.target,
+        source_sites=passage.source_sites,
+        target_site=passage.target_site,
+        map_method=passage.map_method,
+        map_quality=passage.map_quality,
+        norms={"vectors": carried.norms.tolist()},
+        way=(passage,),
+    )
+    before = direction.certificate
+    if before is None:
+        return certificate
+    return replace(
+        certificate,
+        source=before.source,
+        source_sites=before.source_sites,
+        map_method=f"{before.map_method}, {passage.map_method}",
+        map_quality=worst_quality([before.map_quality, passage.map_quality]),
+        way=(*before.way, passage),
     )
 
 

@@ -170,18 +170,21 @@ def learn_map(
 
 def transfer(
     direction: Annotated[Path, typer.Argument(help="Folder of a direction.")],
-    map: Annotated[Path, typer.Argument(help="Folder of a map.")],  # noqa: A002
+    map: Annotated[  # noqa: A002
+        list[Path], typer.Argument(help="Folder of a map; several in the order of the way.")
+    ],
     out: Out,
     rule: Annotated[
         Literal["auto", "linear", "difference", "map_of_vector"],
         typer.Option(help="How a direction goes through the map."),
     ] = "auto",
 ) -> None:
-    """Carry a direction through a map."""
+    """Carry a direction through a map, or through several maps one after the other."""
     from isthmus.workflows.transfer import transfer as work
 
     carried = work(direction, map, out=out, rule=rule)
-    print_text(f"direction: {out}\n  at {carried.sites[0]} of {carried.model}")
+    sites = ", ".join(str(site) for site in carried.sites)
+    print_text(f"direction: {out}\n  at {sites} of {carried.model}")
 
 
 def inspect(

@@ -1,6 +1,6 @@
 """What is known about a carried artifact: where it comes from, how well it did, at what cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,46 @@ class CertifiedNumber:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """One map on the way of a carried artifact.
+
+    Attributes:
+        source: Model that the map reads.
+        target: Model that it leads to.
+        source_sites: Where it reads.
+        target_site: Where it leads.
+        map_method: Which map.
+        map_quality: Its held-out quality, and how many pairs are behind it.
+    """
+
+    source: ModelIdentity
+    target: ModelIdentity
+    source_sites: tuple[str, ...]
+    target_site: str
+    map_method: str
+    map_quality: Mapping[str, float]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Passage":
+        """Reads one field of `way` that `Certificate.to_json` wrote.
+
+        Args:
+            fields: Every field by name.
+
+        Returns:
+            The passage that was written.
+        """
+        models = {end: ModelIdentity.from_json(fields[end]) for end in ("source", "target")}
+        sites = {"source_sites": tuple(fields["source_sites"])}
+        return cls(**{**fields, **models, **sites})
+
+
+def worst_quality(qualities: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Returns, of several maps, the quality of the one that predicts worst (held-out R²)."""
+    return dict(min(qualities, key=lambda quality: quality["r2_held_out"]))
+
+
+@dataclass(frozen=True)
 class Certificate:
     """The evidence that travels with a carried direction.
 
@@ -33,12 +73,13 @@ class Certificate:
     says more than was done.
 
     Attributes:
-        source: Model it was learned in.
+        source: Model it was learned in; of an average of several, the first.
         target: Model it was carried to, the only one it may be used on.
-        source_sites: Where the map reads.
-        target_site: Where it belongs.
-        map_method: Which map.
-        map_quality: Held-out quality of the map, and how many pairs are behind it.
+        source_sites: Where it was read in the source.
+        target_site: Where it belongs; several are separated by commas.
+        map_method: Which map; several in the order of the way.
+        map_quality: Held-out quality of the map, and how many pairs are behind it; of several
+            maps, of the one that predicts worst.
         corpus: What the map was fitted on: number of texts, their hash, how tokens were paired.
         setting: Edit, positions and strength that validation chose.
         behaviour: Test-split numbers by name, the controls' and the native ones among them.
@@ -47,6 +88,8 @@ class Certificate:
         seed: Seed of everything random.
         versions: Packages.
         commit: Code, where it is known.
+        way: Every map between source and target: of a chain one after the other, of an average
+            those of all sources.
     """
 
     source: ModelIdentity
@@ -63,6 +106,7 @@ class Certificate:
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
+    way: tuple[Passage, ...] = ()
 
     @property
     def is_measured(self) -> bool:
@@ -108,6 +152,8 @@ class Certificate:
             }
             models = {end: ModelIdentity.from_json(fields[end]) for end in ("source", "target")}
             sites = {"source_sites": tuple(fields["source_sites"])}
-            return cls(**{**fields, **numbers, **models, **sites})
+            # Files of versions before chains have no way.
+            way = {"way": tuple(Passage.from_json(one) for one in fields.get("way", ()))}
+            return cls(**{**fields, **numbers, **models, **sites, **way})
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"not a certificate ({type(error).__name__}: {error})") from error

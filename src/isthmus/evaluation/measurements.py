@@ -34,6 +34,7 @@ METRICS = (
     "recovery",
     "recovery_induction",
     "swap",
+    "swap_loss",
     "behaviour_rate",
     "answer_accuracy",
     "benign_kl",

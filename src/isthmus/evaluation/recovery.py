@@ -144,20 +144,68 @@ def swap(
     Raises:
         ShapeError: If the two are not of the same prompts.
     """
+    _require_same_prompts(removal, induction)
+    return _interval(
+        lambda rows: _smaller(removal, induction, rows),
+        (removal, induction),
+        n_resamples,
+        seed,
+        level,
+    )
+
+
+def swap_loss(
+    kept: tuple[AnswerLosses, AnswerLosses],
+    compared: tuple[AnswerLosses, AnswerLosses],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Returns how much less one edit swaps than another, both seeing the same resampled prompts.
+
+    swap(kept) - swap(compared); the interval is that of the difference, so that what both share
+    does not widen it.
+
+    Args:
+        kept: Removal and induction under the edit that is compared with.
+        compared: Removal and induction under the other edit, for the same prompts in order.
+        n_resamples: How many resamples, at least 1.
+        seed: Which resamples.
+        level: Confidence, above 0 and below 1.
+
+    Returns:
+        Above 0 if the other does less; undefined if a recovery is.
+
+    Raises:
+        ShapeError: If they are not of the same prompts.
+    """
+    every = (*kept, *compared)
+    for one in every[1:]:
+        _require_same_prompts(every[0], one)
+    return _interval(
+        lambda rows: _smaller(*kept, rows) - _smaller(*compared, rows),
+        every,
+        n_resamples,
+        seed,
+        level,
+    )
+
+
+def _require_same_prompts(removal: AnswerLosses, induction: AnswerLosses) -> None:
     if len(removal) != len(induction):
         raise ShapeError(
             f"{len(removal)} prompts for removal and {len(induction)} for induction: "
             "measure both on the same prompts"
         )
 
-    def smaller(rows: Int[np.ndarray, "resample drawn"]) -> Float[np.ndarray, " resample"]:
-        # A resample that leaves one of them undefined is NaN here too.
-        least: Float[np.ndarray, " resample"] = np.minimum(
-            removal.ratios(rows), induction.ratios(rows)
-        )
-        return least
 
-    return _interval(smaller, (removal, induction), n_resamples, seed, level)
+def _smaller(
+    removal: AnswerLosses, induction: AnswerLosses, rows: Int[np.ndarray, "resample drawn"]
+) -> Float[np.ndarray, " resample"]:
+    # A resample that leaves one of them undefined is NaN here too.
+    least: Float[np.ndarray, " resample"] = np.minimum(removal.ratios(rows), induction.ratios(rows))
+    return least
 
 
 def _means(

@@ -1,8 +1,10 @@
-"""`transfer`: carries a direction through a map."""
+"""`transfer`: carries a direction through a map, or through several one after the other."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from isthmus.carrying.directions import TransferRule, carry_direction
+from isthmus.carrying.chains import carry_along, steps_of
+from isthmus.carrying.directions import TransferRule
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction, save_direction
 from isthmus.maps.files import FittedMap, load_map
@@ -10,30 +12,37 @@ from isthmus.maps.files import FittedMap, load_map
 
 def transfer(
     direction: Direction | str | Path,
-    map: FittedMap | str | Path,  # noqa: A002 - the verb's parameter, as on the command line
+    map: FittedMap | str | Path | Sequence[FittedMap | str | Path],  # noqa: A002 - the verb's own
     *,
     out: str | Path | None = None,
     rule: TransferRule = "auto",
 ) -> Direction:
     """Carries a direction of the map's source model to its target model.
 
+    Several maps, in the order of the way, carry it through several models: A → B, B → C.
+    Neighbours between the same two models lead to several sites of one model, all of which the next
+    map may read.
+
     Args:
         direction: A direction or its folder, learned at every site that the map reads.
-        map: A fitted map or its folder.
+        map: A fitted map or its folder, or several of them.
         out: Folder to write; nothing is written when not given.
         rule: `auto` (the linear part of affine maps, the difference of images otherwise), or one of
             `linear`, `difference`, `map_of_vector`.
 
     Returns:
-        The direction in the target, at the map's target site.
+        The direction in the last target, at the target sites of the last maps.
 
     Raises:
-        IdentityError: If the direction belongs to another model than the map's source.
-        SiteError: If it was not learned at a site that the map reads.
+        ConfigError: If no map is given.
+        IdentityError: If the direction belongs to another model than the map's source, or a map
+            does not start where the one before it ended.
+        SiteError: If the direction was not learned at, or not carried to, a site that a map reads.
     """
     given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
-    fitted = map if isinstance(map, FittedMap) else load_map(Path(map))
-    carried = carry_direction(given, fitted, rule)
+    every = [map] if isinstance(map, FittedMap | str | Path) else list(map)
+    fitted = [one if isinstance(one, FittedMap) else load_map(Path(one)) for one in every]
+    carried = carry_along(given, steps_of(fitted), rule)
     if out is not None:
         save_direction(Path(out), carried)
     return carried

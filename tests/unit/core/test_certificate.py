@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from isthmus.core.certificate import Certificate, CertifiedNumber
+from isthmus.core.certificate import Certificate, CertifiedNumber, Passage, worst_quality
 from isthmus.core.errors import ArtifactError, IdentityError
 from isthmus.core.identity import ModelIdentity
 
@@ -19,6 +19,9 @@ CERTIFICATE = Certificate(
     behaviour={"swap": CertifiedNumber(0.8, 0.7, 0.9, 64)},
     damage={"benign_kl": CertifiedNumber(None, None, None, None)},
     seed=3,
+    way=(
+        Passage(SMALL, LARGE, ("resid_post[0]",), "resid_post[2]", "ridge", {"r2_held_out": 0.9}),
+    ),
 )
 
 
@@ -38,8 +41,18 @@ def test_a_certificate_is_about_one_model_wherever_it_was_loaded_from():
 
 
 @pytest.mark.parametrize(
-    "damage", [{"seed": 1, "more": 2}, {"target": None}, {"behaviour": {"x": {}}}]
+    "damage", [{"seed": 1, "more": 2}, {"target": None}, {"behaviour": {"x": {}}}, {"way": [{}]}]
 )
 def test_a_damaged_certificate_is_refused(damage):
     with pytest.raises(ArtifactError):
         Certificate.from_json({**CERTIFICATE.to_json(), **damage})
+
+
+def test_certificates_of_versions_before_chains_are_read_and_have_no_way():
+    fields = {name: value for name, value in CERTIFICATE.to_json().items() if name != "way"}
+    assert Certificate.from_json(fields) == replace(CERTIFICATE, way=())
+
+
+def test_of_several_maps_the_quality_is_that_of_the_one_that_predicts_worst():
+    qualities = [{"r2_held_out": 0.8, "n": 1}, {"r2_held_out": 0.2, "n": 2}]
+    assert worst_quality(qualities) == {"r2_held_out": 0.2, "n": 2}

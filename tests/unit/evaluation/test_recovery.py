@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.core.errors import DataError, NonFiniteError, ShapeError
-from isthmus.evaluation.recovery import MIN_GAP, AnswerLosses, recovery, swap
+from isthmus.evaluation.recovery import MIN_GAP, AnswerLosses, recovery, swap, swap_loss
 
 
 def drawn(seed, n=24, gap=2.0, closed=0.5):
@@ -161,3 +161,42 @@ def test_losses_of_different_numbers_of_prompts_are_refused():
 def test_a_loss_that_is_not_finite_is_refused_with_its_name(bad):
     with pytest.raises(NonFiniteError, match="edited loss"):
         recovery(np.ones(2), np.zeros(2), np.array([1.0, bad]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS)
+def test_a_swap_loses_nothing_to_itself(seed):
+    both = (drawn(seed), drawn(seed + 1, closed=0.7))
+    interval = swap_loss(both, both, **FEW)
+    assert (interval.value, interval.low, interval.high) == (0, 0, 0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS)
+def test_a_loss_of_swap_is_the_difference_of_both_swaps(seed):
+    kept = (drawn(seed, closed=0.9), drawn(seed + 1, closed=0.8))
+    less = (drawn(seed, closed=0.4), drawn(seed + 1, closed=0.3))
+    interval = swap_loss(kept, less, **FEW)
+    assert interval.value == pytest.approx(swap(*kept, **FEW).value - swap(*less, **FEW).value)
+    assert interval.low <= interval.value <= interval.high
+    assert swap_loss(less, kept, **FEW).value == pytest.approx(-interval.value)
+
+
+def test_what_all_questions_lose_alike_has_no_spread_however_the_questions_differ():
+    bad, clean = np.arange(1.0, 9.0) + 1, np.arange(1.0, 9.0)
+
+    def closed(part):
+        losses = AnswerLosses(bad, clean, bad - part)
+        return losses, losses
+
+    interval = swap_loss(closed(0.8), closed(0.5), **FEW)
+    assert interval.low == pytest.approx(0.3)
+    assert interval.high == pytest.approx(0.3)
+
+
+def test_a_loss_of_swap_needs_the_same_prompts_and_gaps_to_divide_by():
+    both, fewer = (drawn(0), drawn(1)), (drawn(0, n=12), drawn(1, n=12))
+    with pytest.raises(ShapeError):
+        swap_loss(both, fewer)
+    flat = drawn(2, gap=0.0)
+    assert not swap_loss(both, (flat, flat), **FEW).is_defined
