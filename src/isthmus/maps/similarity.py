@@ -7,6 +7,8 @@
    the canonical correlations between them.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,7 +76,7 @@ def debiased_cka(x: Float[Tensor, "row d_x"], y: Float[Tensor, "row d_y"]) -> fl
             f"debiased CKA on {len(x)} rows: a side varies too little to be compared, give more or "
             "other rows"
         )
-    return min(1.0, _unbiased_hsic(k, m) / (own[0] * own[1]) ** 0.5)
+    return min(1.0, _unbiased_hsic(k, m) / math.sqrt(own[0] * own[1]))
 
 
 def svcca(x: Float[Tensor, "row d_x"], y: Float[Tensor, "row d_y"], share: float = 0.99) -> float:

@@ -41,7 +41,10 @@ class TriedPlace:
         """Returns swap on drawn test questions; 0 where no strength keeps the budget."""
         if not self.is_usable:
             return np.zeros(len(rows))
-        return np.minimum(self.test.removal.ratios(rows), self.test.induction.ratios(rows))
+        swaps: Float[np.ndarray, " resample"] = np.minimum(
+            self.test.removal.ratios(rows), self.test.induction.ratios(rows)
+        )
+        return swaps
 
     @property
     def promise(self) -> float:

@@ -256,7 +256,7 @@ def _held_out_states(
     readings: Readings, twins: Sequence[TwinPrompt], maps: Mapping[LayerPlace, FittedMap]
 ) -> dict[str, tuple[tuple[States, States], tuple[States, States]]]:
     """Reads both twins in both models at every kind of positions."""
-    found = {}
+    found: dict[str, tuple[tuple[States, States], tuple[States, States]]] = {}
     for positions in dict.fromkeys(place.positions for place in maps):
         sides = []
         for lm, sites in (
