@@ -58,6 +58,9 @@ def general_texts(task: str, n: int, seed: int) -> Texts:
         task: The task that they leave out.
         n: How many at most.
         seed: Which ones.
+
+    Returns:
+        Questions with answers.
     """
     turns: Sequence[Turn] = (
         task_named(task).benign("train", n, seed)
