@@ -60,7 +60,7 @@ def general_texts(task: str, n: int, seed: int) -> Texts:
         seed: Which ones.
 
     Returns:
-        Prompts and answers.
+        Questions with answers.
     """
     turns: Sequence[Turn] = (
         task_named(task).benign("train", n, seed)
