@@ -167,6 +167,26 @@ def test_studies_of_several_pairs_are_joined_in_order():
     assert both.notes == ("same", "first", "second")
 
 
+def test_pictures_and_notes_of_several_pairs_say_which_pair_they_are_of():
+    figures = {"Swap": "<svg>1</svg>"}
+    one = StudyResult("x", (measured(0.1),), ("at layer 2", "all are small"), figures)
+    other = (measured(0.2, target="organism:gemma2-backdoor"),)
+    two = StudyResult("x", other, ("at layer 3", "all are small"), {"Swap": "<svg>2</svg>"})
+    again = StudyResult("x", other, ("all are small",), {"Swap": "<svg>3</svg>", "Map": "<svg/>"})
+    all_three = joined("x", [one, two, again])
+    assert all_three.figures == {
+        "Swap (llama-backdoor → qwen2-backdoor)": "<svg>1</svg>",
+        "Swap (llama-backdoor → gemma2-backdoor)": "<svg>2</svg>",
+        "Swap (llama-backdoor → gemma2-backdoor, 3)": "<svg>3</svg>",
+        "Map": "<svg/>",
+    }
+    assert all_three.notes == (
+        "llama-backdoor → qwen2-backdoor: at layer 2",
+        "all are small",
+        "llama-backdoor → gemma2-backdoor: at layer 3",
+    )
+
+
 def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_path):
     path = tmp_path / "pair.yaml"
     path.write_text(

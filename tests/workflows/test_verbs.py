@@ -151,7 +151,7 @@ def test_several_maps_in_order_carry_a_direction_there_and_back(tiny: Path, tmp_
     folders = []
     for source, target, site in ((one, two, 1), (one, two, -1), (two, one, 0)):
         folders.append(tmp_path / f"map{len(folders)}")
-        read = "all" if source == one else [1, -1]
+        read = "all" if source == one else (1, -1)
         isthmus.learn_map(
             source, target, texts, target_site=site, source_sites=read, out=folders[-1]
         )

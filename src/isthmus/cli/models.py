@@ -127,8 +127,8 @@ def build(
 
 
 def list_organisms(
-    is_all: Annotated[
-        bool, typer.Option("--all/--shipped", help="Those that can be built, too.")
+    all: Annotated[  # noqa: A002
+        bool, typer.Option("--all", help="Those that can be built, too.")
     ] = False,
 ) -> None:
     """List the organisms that come with the package; with --all, those to be built, too."""
@@ -136,7 +136,7 @@ def list_organisms(
 
     for name in shipped_organisms():
         print_text(f"organism:{name}")
-    if is_all:
+    if all:
         from isthmus.workflows.organism_missing import missing_organisms
         from isthmus.workflows.organism_recipes import BUILDABLE
 

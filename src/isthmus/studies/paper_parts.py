@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from isthmus.carrying.switches import Towards
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
 from isthmus.evaluation.measurements import Measurement
+from isthmus.evaluation.report import short_name
 from isthmus.evaluation.transfer_plots import transfer_rates
 from isthmus.studies.activation_patching import patch_activations
 from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
@@ -57,15 +59,36 @@ def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
         results: At least one.
 
     Returns:
-        All numbers, notes and pictures, in order.
+        All numbers, notes and pictures, in order. A title that several have, and a note that not
+        all have, says of which pair it is.
     """
+    pairs = [_pair_of(result) for result in results]
+    n_titles = Counter(title for result in results for title in result.figures)
+    n_notes = Counter(note for result in results for note in dict.fromkeys(result.notes))
+    figures: dict[str, str] = {}
+    notes: list[str] = []
+    for number, (pair, result) in enumerate(zip(pairs, results, strict=True), start=1):
+        for title, svg in result.figures.items():
+            named = title if n_titles[title] == 1 else f"{title} ({pair})"
+            figures[named if named not in figures else f"{title} ({pair}, {number})"] = svg
+        for note in result.notes:
+            is_shared = n_notes[note] == len(results) or len(set(pairs)) == 1
+            notes.append(note if is_shared else f"{pair}: {note}")
     return StudyResult(
         name,
         tuple(itertools.chain.from_iterable(r.measurements for r in results)),
-        tuple(dict.fromkeys(itertools.chain.from_iterable(r.notes for r in results))),
-        {title: svg for r in results for title, svg in r.figures.items()},
+        tuple(dict.fromkeys(notes)),
+        figures,
         tuple(itertools.chain.from_iterable(r.rows for r in results)),
     )
+
+
+def _pair_of(result: StudyResult) -> str:
+    if not result.measurements:
+        return result.name
+    first = result.measurements[0]
+    ends = dict.fromkeys(short_name(one) for one in (first.source, first.target) if one)
+    return " → ".join(ends) or result.name
 
 
 def _crossings(task: TaskName) -> Part:
@@ -171,9 +194,9 @@ def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
 def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
     sizes = {
         "n_train": scope.pick(80, 160),
-        "n_validation": scope.pick(16, 32),
+        "n_validation": scope.pick(16, 48),
         "n_test": scope.pick(48, 162),
-        "n_random": scope.pick(1, 2),
+        "n_random": scope.pick(1, 3),
     }
     return joined(
         "refusal_study",
