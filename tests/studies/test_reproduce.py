@@ -206,6 +206,19 @@ def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_
     assert "Models: organism:llama-backdoor, organism:qwen2-backdoor." in page
 
 
+@pytest.mark.parametrize("part", ["refusal_study", "corrupted"])
+def test_every_part_loads_models_where_the_configuration_says(part, tmp_path):
+    organisms = {"refusal_study": "assistant", "corrupted": "corrupted"}[part]
+    config = RunConfig(
+        task=part.removesuffix("_study"),
+        source=f"organism:llama-{organisms}",
+        targets=(f"organism:qwen2-{organisms}",),
+        device="cuda:77",
+    )
+    result = reproduce(out=tmp_path / "run", only=[part], config=[config], is_quick=True)
+    assert "cuda:77" in result.parts[0].problem
+
+
 def test_a_part_without_a_configuration_of_its_task_is_missing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     config = RunConfig(source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",))

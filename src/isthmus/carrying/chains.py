@@ -246,11 +246,11 @@ def _require_way(way: Sequence[tuple[FittedMap, ...]]) -> None:
     if not way or not all(way):
         raise ConfigError("no map to go through: give at least one for every step")
     for step in way:
-        reached = [str(fitted.target_site) for fitted in step]
+        reached = [str(site) for fitted in step for site in fitted.target_sites]
         if len(set(reached)) < len(reached):
             raise SiteError(f"a step leads to {', '.join(reached)}: give one map per site")
     for before, after in pairwise(way):
-        reached_sites = {fitted.target_site for fitted in before}
+        reached_sites = {site for fitted in before for site in fitted.target_sites}
         for fitted in after:
             require_same_model(
                 "map", fitted.source, before[0].target, "give the maps in the order of the way"

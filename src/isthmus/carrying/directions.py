@@ -43,7 +43,7 @@ def carry_direction(
         rule: How the vectors travel; means and states always go through the whole map.
 
     Returns:
-        Direction of `fitted.target` at `fitted.target_site`, with the same method, positions and
+        Direction of `fitted.target` at the map's target sites, with the same method, positions and
         pooling. Its provenance tells rule, map, quality and origin; its certificate, every map
         since it was learned, and that nothing was measured yet.
 
@@ -61,7 +61,7 @@ def carry_direction(
     used = _resolved(rule, fitted.map)
     carried = _carried(_joined(direction, fitted.source_sites), fitted.map, used)
     return Direction(
-        by_site={fitted.target_site: carried},
+        by_site=_by_site(carried, fitted),
         model=fitted.target,
         method=direction.method,
         positions=direction.positions,
@@ -78,12 +78,22 @@ def carry_direction(
     )
 
 
+def _by_site(carried: SiteDirection, fitted: FittedMap) -> dict[Site, SiteDirection]:
+    """Cuts what a map returned into the parts of its target sites."""
+    n_sites = len(fitted.target_sites)
+    pieces = {name: value.chunk(n_sites, dim=-1) for name, value in carried.tensors.items()}
+    return {
+        site: SiteDirection(**{name: parts[i] for name, parts in pieces.items()})
+        for i, site in enumerate(fitted.target_sites)
+    }
+
+
 def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection) -> Certificate:
     passage = Passage(
         source=fitted.source,
         target=fitted.target,
         source_sites=tuple(str(site) for site in fitted.source_sites),
-        target_site=str(fitted.target_site),
+        target_site=", ".join(map(str, fitted.target_sites)),
         map_method=fitted.map.method,
         map_quality=asdict(fitted.quality),
     )

@@ -120,7 +120,9 @@ def learn_map(
     source: Model,
     target: Model,
     texts: Annotated[Path, typer.Argument(help="JSONL with prompt, or one text per line.")],
-    target_site: Annotated[str, typer.Option(help="Where the map leads: resid_post[3], 3, 0.6.")],
+    target_site: Annotated[
+        str, typer.Option(help="Where the map leads: resid_post[3], 3, 0.6; several: 1,2,3 or all.")
+    ],
     out: Out,
     source_sites: Sites = "all",
     map: Annotated[  # noqa: A002
@@ -135,6 +137,9 @@ def learn_map(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     seed: Seed = 0,
+    downstream_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of fine-tuning on what the target then predicts.")
+    ] = 0,
 ) -> None:
     """Fit a map between two models' activation spaces and score it on held-out texts."""
     from isthmus.workflows.learn_map import learn_map as work
@@ -153,6 +158,7 @@ def learn_map(
             device=device,
             batch_size=batch_size,
             seed=seed,
+            downstream_steps=downstream_steps,
             progress=progress,
         )
     quality = fitted.quality
@@ -161,6 +167,11 @@ def learn_map(
         f"  held-out R2 {quality.r2_held_out:.4f} "
         f"(n = {quality.n_held_out} pairs, fitted on {quality.n_train})"
     )
+    if told := fitted.provenance.get("downstream"):
+        print_text(
+            f"  target on mapped states: KL {told['kl_before']:.4f} before, "
+            f"{told['kl_after']:.4f} after fine-tuning, nats per token"
+        )
     for score in fitted.provenance.get("candidates", ()):
         print_text(
             f"  {score['name']}: R2 {score['r2']:.4f} ± {score['standard_error']:.4f}, "

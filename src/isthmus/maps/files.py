@@ -34,13 +34,15 @@ class FittedMap:
 
     Attributes:
         map: Takes the activations of all source sites, concatenated in the order of
-            `source_sites`; returns activations of the target site.
+            `source_sites`; returns activations of the target site, or of all target sites side by
+            side.
         source: Model whose activations it takes.
         target: Model whose activations it returns.
         source_sites: Where its input is read; each gives `source.d_model` coordinates.
-        target_site: Where its output belongs.
+        target_site: Where its output, or the first part of it, belongs.
         quality: Held-out quality.
         provenance: JSON values: corpus, pairing, seeds, numbers that the fit chose.
+        further_target_sites: Where the other parts of its output belong, in this order.
 
     Raises:
         SiteError: If a model does not have a site, or no source site or a repeated one is given.
@@ -54,17 +56,24 @@ class FittedMap:
     target_site: Site
     quality: MapQuality
     provenance: dict[str, Any] = field(default_factory=dict)
+    further_target_sites: tuple[Site, ...] = ()
+
+    @property
+    def target_sites(self) -> tuple[Site, ...]:
+        """Every target site, in the order of the map's output."""
+        return (self.target_site, *self.further_target_sites)
 
     def __post_init__(self) -> None:
         parse_sites(self.source_sites, self.source.n_layers)
-        parse_site(self.target_site, self.target.n_layers)
-        expected = (len(self.source_sites) * self.source.d_model, self.target.d_model)
+        parse_sites(self.target_sites, self.target.n_layers)
+        widths = (self.source.d_model, self.target.d_model)
+        expected = (len(self.source_sites) * widths[0], len(self.target_sites) * widths[1])
         given = (self.map.d_source, self.map.d_target)
         if given != expected:
             raise ShapeError(
                 f"a map {given[0]} → {given[1]} does not fit {len(self.source_sites)} site(s) of "
-                f"{self.source} and {self.target}, which need {expected[0]} → {expected[1]}: "
-                "fit it on these sites"
+                f"{self.source} and {len(self.target_sites)} of {self.target}, which need "
+                f"{expected[0]} → {expected[1]}: fit it on these sites"
             )
 
 
@@ -87,6 +96,7 @@ def save_map(path: Path, fitted: FittedMap) -> None:
         "target": fitted.target.to_json(),
         "source_sites": [str(site) for site in fitted.source_sites],
         "target_site": str(fitted.target_site),
+        "further_target_sites": [str(site) for site in fitted.further_target_sites],
         "quality": asdict(fitted.quality),
         "provenance": fitted.provenance,
     }
@@ -113,6 +123,8 @@ def load_map(path: Path) -> FittedMap:
     try:
         source = ModelIdentity.from_json(fields["source"])
         target = ModelIdentity.from_json(fields["target"])
+        # Maps written before they could lead to several sites do not have the field.
+        further = fields.get("further_target_sites", [])
         return FittedMap(
             map=_read_form(artifact),
             source=source,
@@ -121,6 +133,7 @@ def load_map(path: Path) -> FittedMap:
             target_site=parse_site(fields["target_site"], target.n_layers),
             quality=MapQuality(**fields["quality"]),
             provenance=fields["provenance"],
+            further_target_sites=tuple(parse_site(one, target.n_layers) for one in further),
         )
     except (KeyError, TypeError, ValueError, SiteError) as error:
         raise ArtifactError(

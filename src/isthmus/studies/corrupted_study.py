@@ -21,6 +21,7 @@ from isthmus.studies.corrupted_ladder import (
 from isthmus.studies.prefix_donors import Side
 from isthmus.studies.result import StudyResult
 from isthmus.tasks.corrupted import Label, label_of
+from isthmus.workflows.config import Dtype
 
 _METRICS: dict[str, Label] = {
     "answer_accuracy": "correct",
@@ -66,6 +67,8 @@ def study_corrupted(
     n_test: int = 240,
     rungs: Sequence[Rung] = RUNGS,
     seed: int = 0,
+    dtype: Dtype = "auto",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> StudyResult:
     """Climbs from one carried vector to what brings the fact without its prefix.
@@ -77,6 +80,8 @@ def study_corrupted(
         n_test: Questions that are measured; a half-width of 5 points needs about 240.
         rungs: Which rungs; all of them when not given.
         seed: Which questions, and every random control.
+        dtype: Computation type of models that are loaded; `auto` is the stored one.
+        device: Where these are loaded to: `auto`, `cpu`, `cuda`, …
         progress: Who shows progress.
 
     Returns:
@@ -84,7 +89,10 @@ def study_corrupted(
         rung with native and with mapped states, its controls, and the text prefill as the ceiling.
     """
     shown = progress or SilentProgress()
-    lms = [load_language_model(m) if isinstance(m, str) else m for m in (source, target)]
+    lms = [
+        load_language_model(m, dtype=dtype, device=device) if isinstance(m, str) else m
+        for m in (source, target)
+    ]
     ladder = CorruptedLadder(lms[0], lms[1], n_train, seed, shown)
     validation, test = (ladder.donors.side(split, n_test) for split in ("validation", "test"))
     found = [_Found("none", None, None, ladder.labels(None, test, no_edits))]

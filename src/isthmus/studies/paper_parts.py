@@ -4,7 +4,7 @@ import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,22 +116,22 @@ def _crossings(task: TaskName) -> Part:
 
 def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
     n_test, n_train = scope.pick(96, 240), scope.pick(100, 420)
-    return joined(
-        "corrupted",
-        [
-            study_corrupted(
-                config.source,
-                target,
-                n_train=n_train,
-                n_test=n_test,
-                rungs=HEADLINES if scope.is_quick else RUNGS,
-                seed=scope.seed,
-                progress=progress,
-            )
-            for config in scope.crossings("corrupted")
-            for target in config.targets
-        ],
-    )
+    studies = [
+        study_corrupted(
+            config.source,
+            target,
+            n_train=n_train,
+            n_test=n_test,
+            rungs=HEADLINES if scope.is_quick else RUNGS,
+            seed=scope.seed,
+            dtype=config.dtype,
+            device=config.device,
+            progress=progress,
+        )
+        for config in scope.crossings("corrupted")
+        for target in config.targets
+    ]
+    return _with_own_questions(scope, "corrupted", joined("corrupted", studies))
 
 
 def _on_pairs(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Part:
@@ -198,13 +198,27 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
         "n_test": scope.pick(48, 162),
         "n_random": scope.pick(1, 3),
     }
-    return joined(
-        "refusal_study",
-        [
-            study_refusal(pair.source, pair.target, seed=scope.seed, progress=progress, **sizes)
-            for pair in scope.pairs("refusal")
-        ],
-    )
+    studies = [
+        study_refusal(
+            pair.source,
+            pair.target,
+            seed=scope.seed,
+            dtype=pair.settings.get("dtype", "auto"),
+            device=pair.settings.get("device", "auto"),
+            progress=progress,
+            **sizes,
+        )
+        for pair in scope.pairs("refusal")
+    ]
+    return _with_own_questions(scope, "refusal", joined("refusal_study", studies))
+
+
+def _with_own_questions(scope: Scope, task: TaskName, result: StudyResult) -> StudyResult:
+    """Says where questions that a configuration names are not those that were asked."""
+    if not any(one.question_files for one in scope.given if one.task == task):
+        return result
+    said = "this part asks the task's own questions, not those that the configuration names"
+    return replace(result, notes=(*result.notes, said))
 
 
 def _switch(scope: Scope, progress: Progress) -> StudyResult:

@@ -42,7 +42,7 @@ from isthmus.studies.result import StudyResult
 from isthmus.tasks import task_named
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
-from isthmus.workflows.config import EditKind, RunConfig
+from isthmus.workflows.config import Dtype, EditKind, RunConfig
 from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.measuring import Recorder
@@ -75,6 +75,8 @@ def study_refusal(
     n_test: int = 162,
     n_random: int = 3,
     seed: int = 0,
+    dtype: Dtype = "auto",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> StudyResult:
     """Takes refusal away at every site and in the weights, and brings it about by addition.
@@ -89,13 +91,18 @@ def study_refusal(
         n_test: Pairs that are measured.
         n_random: Draws of every random control.
         seed: Which requests, and every random control.
+        dtype: Computation type of models that are loaded; `auto` is the stored one.
+        device: Where these are loaded to: `auto`, `cpu`, `cuda`, …
         progress: Who shows progress.
 
     Returns:
         Refusals, refusals that turn into compliance, right steps, recovery and damage of the native
         and the carried direction and of their controls, and what was chosen.
     """
-    lms = [load_language_model(m) if isinstance(m, str) else m for m in (source, target)]
+    lms = [
+        load_language_model(m, dtype=dtype, device=device) if isinstance(m, str) else m
+        for m in (source, target)
+    ]
     config = RunConfig(
         task="refusal",
         source=lms[0].identity.name,

@@ -35,6 +35,9 @@ AUTOENCODERS: Mapping[str, AutoencoderSettings] = {
 ONE_SITE = frozenset({"ridge_one_layer", "unembedding_rows", "identity"})
 """Maps that read the source site nearest in relative depth alone."""
 
+TO_ONE_SITE = frozenset({"unembedding_rows", "identity"})
+"""Maps that know of no site but one of each model."""
+
 
 @dataclass(frozen=True)
 class MapEnds:
@@ -44,29 +47,39 @@ class MapEnds:
         source: Source model.
         target: Target model.
         source_sites: Source sites that are read, in this order.
-        target_site: Target site.
+        target_site: Target site, the first of several.
+        further_target_sites: The others, whose activations stand behind the first one's.
     """
 
     source: ModelIdentity
     target: ModelIdentity
     source_sites: tuple[Site, ...]
     target_site: Site
+    further_target_sites: tuple[Site, ...] = ()
 
     @property
     def nearest_source_site(self) -> Site:
-        """The source site at the relative depth of the target site."""
-        depth = self.target_site.layer / max(1, self.target.n_layers - 1)
+        """The source site at the relative depth of the target site, of several the mean."""
+        layers = [site.layer for site in (self.target_site, *self.further_target_sites)]
+        depth = sum(layers) / len(layers) / max(1, self.target.n_layers - 1)
         wanted = depth * (self.source.n_layers - 1)
         return min(self.source_sites, key=lambda site: abs(site.layer - wanted))
 
     def at(self, source_sites: Sequence[Site]) -> "MapEnds":
         """Returns the same ends with other source sites."""
-        return MapEnds(self.source, self.target, tuple(source_sites), self.target_site)
+        return replace(self, source_sites=tuple(source_sites))
 
     def fitted(self, made: ActivationMap, quality: MapQuality, **provenance: object) -> FittedMap:
         """Returns a map together with its ends and quality."""
         return FittedMap(
-            made, self.source, self.target, self.source_sites, self.target_site, quality, provenance
+            made,
+            self.source,
+            self.target,
+            self.source_sites,
+            self.target_site,
+            quality,
+            provenance,
+            self.further_target_sites,
         )
 
 
@@ -127,10 +140,15 @@ def fit_map(
 
     Raises:
         FitError: If a part has no pairs, or too few.
-        ConfigError: If the map needs a vocabulary and none is given.
+        ConfigError: If the map needs a vocabulary and none is given, or cannot lead to several
+            sites.
     """
     if missing := [part for part in ("train", "selection", "held_out") if part not in rows]:
         raise FitError(f"no pairs for {missing}: give at least 10 texts")
+    if ends.further_target_sites and method in TO_ONE_SITE:
+        raise ConfigError(
+            f"the {method} map leads to one site: give one target site, or use another map"
+        )
     if method == "auto":
         return _automatic(rows, ends, seed, progress)
     if method in ONE_SITE:
@@ -220,6 +238,24 @@ def _automatic(
         not_fitted=failed,
         n_choosing=len(choosing.source),
     )
+
+
+def measured_again(fitted: FittedMap, rows: Mapping[Part, PairedRows], ends: MapEnds) -> FittedMap:
+    """Returns a map that was changed after its fit with its quality on the held-out pairs.
+
+    Args:
+        fitted: The map.
+        rows: The pairs that it was fitted on, by part.
+        ends: Models and sites that the rows are of.
+
+    Returns:
+        The same map with another quality.
+    """
+    held_out = _rows_for(fitted, rows["held_out"], ends)
+    quality = held_out_quality_on_rows(
+        fitted.map, held_out.source, held_out.target, fitted.quality.n_train
+    )
+    return replace(fitted, quality=quality)
 
 
 def _rows_for(fitted: FittedMap, rows: PairedRows, ends: MapEnds) -> PairedRows:

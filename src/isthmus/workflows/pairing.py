@@ -216,26 +216,28 @@ def paired_rows(
     source: LanguageModel,
     target: LanguageModel,
     texts: tuple[Sequence[EncodedText], Sequence[EncodedText]],
-    sites: tuple[Sequence[Site], Site],
+    sites: tuple[Sequence[Site], Site | Sequence[Site]],
     *,
     pairing: Pairing = "character_end",
     batch_size: int = 64,
     progress: Progress,
 ) -> dict[Part, PairedRows]:
-    """Keeps the paired activations of one target site, part by part.
+    """Keeps the paired activations of one target site, or of several side by side, part by part.
 
-    Arguments are those of `read_pairs`, with one target site.
+    Arguments are those of `read_pairs`, with one target site or several.
     """
+    wanted = (sites[1],) if isinstance(sites[1], Site) else tuple(sites[1])
     kept: dict[Part, list[tuple[Tensor, Tensor]]] = {part: [] for part in PARTS}
 
     def visit(part: Part, rows: Tensor, made: dict[Site, Tensor]) -> None:
-        kept[part].append((rows.float(), made[sites[1]].float()))
+        joined = torch.cat([made[site] for site in wanted], dim=-1)
+        kept[part].append((rows.float(), joined.float()))
 
     read_pairs(
         source,
         target,
         texts,
-        (sites[0], [sites[1]]),
+        (sites[0], wanted),
         visit,
         pairing=pairing,
         batch_size=batch_size,
