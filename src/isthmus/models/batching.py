@@ -68,4 +68,4 @@ def padded_batches(
             longest of them.
     """
     for indices in length_buckets([len(text) for text in texts], batch_size):
-        yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side)
+        yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)
