@@ -77,6 +77,8 @@ class AdditionsByRow(_ByRow[Addition]):
         edits: The addition of every row, or None; all of them keep norms, or none does.
     """
 
+    edits: tuple[Addition | None, ...]
+
     def __call__(
         self, activations: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
@@ -107,6 +109,8 @@ class CoordinatesByRow(_ByRow[SetCoordinate | DirectionalAblation]):
     Attributes:
         edits: What every row does, or None.
     """
+
+    edits: tuple[SetCoordinate | DirectionalAblation | None, ...]
 
     def __call__(
         self, activations: Float[Tensor, "batch pos d_model"]
@@ -139,6 +143,8 @@ class ReplacementsByRow(_ByRow[Replacement]):
         edits: The replacement of every row, or None.
     """
 
+    edits: tuple[Replacement | None, ...]
+
     def __call__(
         self, activations: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
@@ -162,6 +168,8 @@ class AffinesByRow(_ByRow[AffineEdit]):
     Attributes:
         edits: The affine edit of every row, or None; each has both factors.
     """
+
+    edits: tuple[AffineEdit | None, ...]
 
     def __call__(
         self, activations: Float[Tensor, "batch pos d_model"]
@@ -196,6 +204,7 @@ class AffinesByRow(_ByRow[AffineEdit]):
         )
 
 
+@dataclass(frozen=True, eq=False)
 class EachRow(_ByRow[Edit]):
     """Gives every row to an edit of its own, one after the other: for edits of any kind.
 
@@ -207,15 +216,9 @@ class EachRow(_ByRow[Edit]):
         width: How many positions that batch has.
     """
 
-    def __init__(
-        self, edits: Sequence[Edit | None], spans: Sequence[Span] | None = None, width: int = 0
-    ) -> None:
-        super().__init__(tuple(edits))
-        object.__setattr__(self, "spans", spans)
-        object.__setattr__(self, "width", width)
-
-    spans: Sequence[Span] | None
-    width: int
+    edits: tuple[Edit | None, ...]
+    spans: Sequence[Span] | None = None
+    width: int = 0
 
     def __call__(
         self, activations: Float[Tensor, "batch pos d_model"]

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ConfigError, DataError, ModelError
+from isthmus.core.errors import ConfigError, ModelError
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.models.batching import (
     OnBatch,
     PlaceEdits,
+    check_open,
     check_texts,
     ignore,
     no_edits,
@@ -75,7 +76,7 @@ def generate_greedy(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     check_texts(lm, prompts, batch_size, n_new=max_new_tokens)
-    _check_open(lm, prompts)
+    check_open(lm, prompts)
     completions = [""] * len(prompts)
     n_edited = [0] * len(prompts)
     for indices, batch in padded_batches(lm, prompts, "left", batch_size):
@@ -94,15 +95,6 @@ def generate_greedy(
             n_edited[index] = n_counted[row] - n_idle[row]
         on_batch(len(indices))
     return GenerationResult(tuple(completions), sum(n_edited), tuple(n_edited))
-
-
-def _check_open(lm: LanguageModel, prompts: Sequence[EncodedText]) -> None:
-    for index, prompt in enumerate(prompts):
-        if len(prompt) > prompt.n_prompt and prompt.token_ids[-1] in lm.eos_ids:
-            raise DataError(
-                f"prompt {index} already ends with an answer and an end token: "
-                "encode it without an answer"
-            )
 
 
 @torch.inference_mode()

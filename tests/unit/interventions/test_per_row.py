@@ -184,7 +184,7 @@ def test_rows_that_do_not_fit_together_are_refused():
     with pytest.raises(ShapeError, match=r"widths \{0: 6, 2: 7\}"):
         place_rows([one, None, wide, None], pad_batch(TEXTS, 0, "left"))
     with pytest.raises(ShapeError, match="without one"):
-        EachRow([None, None])
+        EachRow((None, None))
 
 
 def test_parameters_are_copied_to_a_device_once_and_follow_the_type():
