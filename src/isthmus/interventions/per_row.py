@@ -25,6 +25,7 @@ from isthmus.interventions.row_edits import (
     EachRow,
     ReplacementsByRow,
     Span,
+    StrengthsByRow,
 )
 
 MAX_STACKED_RANK = 128
@@ -172,8 +173,9 @@ def _kind(edit: Edit) -> Hashable:
     if isinstance(edit, Replacement):
         return "replacement"
     if isinstance(edit, AffineEdit):
-        is_narrow = edit.up is not None and edit.rank <= MAX_STACKED_RANK
-        return "affine" if is_narrow else ("affine", id(edit))
+        if edit.up is not None and edit.rank <= MAX_STACKED_RANK:
+            return "affine"
+        return "affine", *map(id, (edit.down, edit.up, edit.mean, edit.bias))
     return "any"
 
 
@@ -203,7 +205,8 @@ def _edit_of_rows(
     if isinstance(first, Replacement):
         return ReplacementsByRow(cast("tuple[Replacement | None, ...]", edits))
     if isinstance(first, AffineEdit):
-        return AffinesByRow(cast("tuple[AffineEdit | None, ...]", edits))
+        by_row = AffinesByRow if _kind(first) == "affine" else StrengthsByRow
+        return by_row(cast("tuple[AffineEdit | None, ...]", edits))
     return EachRow(edits, spans, width)
 
 

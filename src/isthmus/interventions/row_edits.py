@@ -204,6 +204,34 @@ class AffinesByRow(_ByRow[AffineEdit]):
         )
 
 
+class StrengthsByRow(_ByRow[AffineEdit]):
+    """Adds one affine function to all rows, to each as strongly as it says.
+
+    Attributes:
+        edits: The affine edit of every row, or None; all have the same factors, mean and bias.
+    """
+
+    edits: tuple[AffineEdit | None, ...]
+
+    def __call__(
+        self, activations: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Returns `activations` plus the function of them times every row's strength.
+
+        Args:
+            activations: Residual stream, any floating-point type; left unchanged.
+
+        Returns:
+            New tensor of the same type.
+        """
+        (strengths,) = self._tensors(
+            activations, lambda: (self._numbers(lambda one: one.strength),)
+        )
+        shared = next(edit for edit in self.edits if edit is not None)
+        wide = activations.to(strengths.dtype)
+        return (wide + strengths * shared.change(activations)).to(activations.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class EachRow(_ByRow[Edit]):
     """Gives every row to an edit of its own, one after the other: for edits of any kind.

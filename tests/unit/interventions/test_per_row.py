@@ -46,9 +46,11 @@ def affine(seed, rank=2):
     )
 
 
+WIDE = (gaussian(D_MODEL, D_MODEL, seed=20), None, gaussian(D_MODEL), gaussian(D_MODEL, seed=1))
+
+
 def full(seed):
-    vector = gaussian(D_MODEL, seed=seed)
-    return AffineEdit(gaussian(D_MODEL, D_MODEL, seed=seed), None, vector, vector, 0.25)
+    return AffineEdit(*WIDE, 0.25 + seed)
 
 
 def build(kind, seed, site, positions):
@@ -134,6 +136,14 @@ def test_one_edit_for_all_rows_stays_the_edit_it_was():
     (placed,) = place_rows([same, None, same, same], pad_batch(TEXTS, 0, "left"))
     assert placed.edit is same.edits[SITES[0]][0]
     assert placed.generated.tolist() == [True, False, True, True]
+
+
+def test_one_full_map_at_several_strengths_is_computed_once():
+    rows = [Intervention.affine({SITES[0]: full(i)}, parse_positions("all")) for i in range(4)]
+    (placed,) = place_rows(rows, pad_batch(TEXTS, 0, "left"))
+    states = gaussian(4, 8, D_MODEL)
+    expected = torch.cat([full(i)(states[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(placed.edit(states), expected)
 
 
 def test_edits_of_one_row_keep_their_order_whatever_other_rows_do():
