@@ -50,24 +50,33 @@ class _ByRow(Generic[E]):
         """Width of the residual stream it fits."""
         return next(edit.d_model for edit in self.edits if edit is not None)
 
-    def _tensors(self, like: Tensor, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Returns what `make` gives on the device and in the working type of some activations."""
-        key = like.device, working_dtype(like)
-        if key not in self._kept:
+    def _tensors(
+        self, like: Tensor, make: Callable[[torch.dtype], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Returns what `make` gives in the working type of some activations, on their device."""
+        device, dtype = like.device, working_dtype(like)
+        if (device, dtype) not in self._kept:
             # A step of a generation must not copy them to the accelerator again, and later passes
             # may need gradients.
             with torch.inference_mode(mode=False):
-                self._kept[key] = tuple(one.to(*key) for one in make())
-        return self._kept[key]
+                self._kept[device, dtype] = tuple(one.to(device) for one in make(dtype))
+        return self._kept[device, dtype]
 
-    def _vectors(self, vector: Callable[[E], Tensor]) -> Float[Tensor, "batch 1 d_model"]:
-        nothing = torch.zeros(self.d_model)
-        rows = [nothing if edit is None else vector(edit).cpu() for edit in self.edits]
-        return torch.stack([row.double() for row in rows])[:, None]
+    def _vectors(
+        self, dtype: torch.dtype, vector: Callable[[E], Tensor]
+    ) -> Float[Tensor, "batch 1 d_model"]:
+        nothing = torch.zeros(self.d_model, dtype=dtype)
+        rows = [
+            nothing if edit is None else vector(edit).detach().to("cpu", dtype)
+            for edit in self.edits
+        ]
+        return torch.stack(rows)[:, None]
 
-    def _numbers(self, number: Callable[[E], float]) -> Float[Tensor, "batch 1 1"]:
+    def _numbers(
+        self, dtype: torch.dtype, number: Callable[[E], float]
+    ) -> Float[Tensor, "batch 1 1"]:
         rows = [0.0 if edit is None else number(edit) for edit in self.edits]
-        return torch.tensor(rows, dtype=torch.double)[:, None, None]
+        return torch.tensor(rows, dtype=dtype)[:, None, None]
 
 
 class AdditionsByRow(_ByRow[Addition]):
@@ -97,8 +106,9 @@ class AdditionsByRow(_ByRow[Addition]):
             moved = scaled_back(moved, states)
         return moved.to(activations.dtype)
 
-    def _offsets(self) -> tuple[Tensor, ...]:
-        return (self._vectors(lambda one: one.vector) * self._numbers(lambda one: one.strength),)
+    def _offsets(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        vectors = self._vectors(dtype, lambda one: one.vector)
+        return (self._numbers(dtype, lambda one: one.strength) * vectors,)
 
 
 class CoordinatesByRow(_ByRow[SetCoordinate | DirectionalAblation]):
@@ -128,11 +138,15 @@ class CoordinatesByRow(_ByRow[SetCoordinate | DirectionalAblation]):
         missing = strengths * (wanted - points @ directions.mT)
         return (points + missing * directions).to(activations.dtype)
 
-    def _parts(self) -> tuple[Tensor, ...]:
+    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (
-            self._vectors(lambda one: one.unit_direction),
-            self._numbers(lambda one: one.coordinate if isinstance(one, SetCoordinate) else 0.0),
-            self._numbers(lambda one: one.strength if isinstance(one, SetCoordinate) else 1.0),
+            self._vectors(dtype, lambda one: one.unit_direction),
+            self._numbers(
+                dtype, lambda one: one.coordinate if isinstance(one, SetCoordinate) else 0.0
+            ),
+            self._numbers(
+                dtype, lambda one: one.strength if isinstance(one, SetCoordinate) else 1.0
+            ),
         )
 
 
@@ -156,7 +170,9 @@ class ReplacementsByRow(_ByRow[Replacement]):
         Returns:
             New tensor of the same shape and type.
         """
-        (values,) = self._tensors(activations, lambda: (self._vectors(lambda one: one.value),))
+        (values,) = self._tensors(
+            activations, lambda dtype: (self._vectors(dtype, lambda one: one.value),)
+        )
         return values.to(activations.dtype).expand_as(activations).clone()
 
 
@@ -187,10 +203,10 @@ class AffinesByRow(_ByRow[AffineEdit]):
         change = (points - means) @ down @ up + biases
         return (points + strengths * change).to(activations.dtype)
 
-    def _parts(self) -> tuple[Tensor, ...]:
+    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         rank = max(edit.rank for edit in self.edits if edit is not None)
-        down = torch.zeros(len(self.edits), self.d_model, rank, dtype=torch.double)
-        up = torch.zeros(len(self.edits), rank, self.d_model, dtype=torch.double)
+        down = torch.zeros(len(self.edits), self.d_model, rank, dtype=dtype)
+        up = torch.zeros(len(self.edits), rank, self.d_model, dtype=dtype)
         for row, edit in enumerate(self.edits):
             if edit is not None and edit.up is not None:
                 down[row, :, : edit.rank] = edit.down.detach()
@@ -198,9 +214,9 @@ class AffinesByRow(_ByRow[AffineEdit]):
         return (
             down,
             up,
-            self._vectors(lambda one: one.mean),
-            self._vectors(lambda one: one.bias),
-            self._numbers(lambda one: one.strength),
+            self._vectors(dtype, lambda one: one.mean),
+            self._vectors(dtype, lambda one: one.bias),
+            self._numbers(dtype, lambda one: one.strength),
         )
 
 
@@ -225,7 +241,7 @@ class StrengthsByRow(_ByRow[AffineEdit]):
             New tensor of the same type.
         """
         (strengths,) = self._tensors(
-            activations, lambda: (self._numbers(lambda one: one.strength),)
+            activations, lambda dtype: (self._numbers(dtype, lambda one: one.strength),)
         )
         shared = next(edit for edit in self.edits if edit is not None)
         wide = activations.to(strengths.dtype)

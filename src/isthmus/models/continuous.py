@@ -1,5 +1,6 @@
 """Greedy completions of requests that come and go, each with its own edits, in one batch."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ class ContinuousDecoder:
     fails leaves requests and cache as they were before.
 
     `submit` and a request's `cancel` may be called from other threads than the one that calls
-    `step`.
+    `step`. While a step is taken nothing else may run the model: its edits would act there, too.
 
     Args:
         lm: The model; every layer must be attention, full or with a sliding window.
@@ -114,6 +115,7 @@ class ContinuousDecoder:
         self.merge = merge
         self.n_slots = n_slots
         self._accepted = set(signature(lm.model.forward).parameters)
+        self._lock = threading.Lock()
         self._waiting: deque[DecodingRequest] = deque()
         self._running: list[DecodingRequest] = []
         self._rows: RowCache | None = None
@@ -162,7 +164,8 @@ class ContinuousDecoder:
         placed = tuple(edits(pad_batch([text], self.lm.pad_id, "left")))
         check_edits(self.lm.layout, placed)
         request = DecodingRequest(text, max_new_tokens, placed)
-        self._waiting.append(request)
+        with self._lock:
+            self._waiting.append(request)
         return request
 
     @torch.inference_mode()
@@ -218,8 +221,11 @@ class ContinuousDecoder:
             raise request.error
 
     def _drop_cancelled(self) -> None:
-        for request in [one for one in self._waiting if one.is_cancelled]:
-            self._waiting.remove(request)
+        with self._lock:
+            leaving = [one for one in self._waiting if one.is_cancelled]
+            for request in leaving:
+                self._waiting.remove(request)
+        for request in leaving:
             self._end(request, "cancelled")
         for request in self._running:
             if request.is_cancelled:
@@ -267,12 +273,14 @@ class ContinuousDecoder:
 
     def _admit(self) -> None:
         n_free = self.n_slots - len(self._running)
-        chosen = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
+        with self._lock:
+            chosen = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
         try:
             for group in _of_like_length(chosen):
                 self._start_together(group)
         except BaseException:
-            self._waiting.extendleft(one for one in reversed(chosen) if not _has_begun(one))
+            with self._lock:
+                self._waiting.extendleft(one for one in reversed(chosen) if not _has_begun(one))
             raise
 
     def _start_together(self, group: Sequence[DecodingRequest]) -> None:
