@@ -134,7 +134,7 @@ def continuous_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]
     """
     lm = random_model(scale, generator)
     n_slots = scale.batch_sizes[0]
-    n_requests, longest = 4 * n_slots, 2 * scale.n_new_tokens
+    n_requests, longest = 4 * n_slots, 4 * scale.n_new_tokens
     texts = random_texts(lm, scale, n_requests, generator, answers=False)
     interventions = _mixture(lm, n_requests, generator)
     mixed = torch.randint(1, longest + 1, (n_requests,), generator=generator).tolist()
@@ -152,6 +152,8 @@ def continuous_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]
             {_STATIC: work.in_static_batches, _CONTINUOUS: work.continuously},
             (Pair(_CONTINUOUS, _STATIC),),
             (check,),
+            # Rounds are long; seven have an interval.
+            n_repeats=min(7, scale.n_repeats),
         )
 
 
