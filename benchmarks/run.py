@@ -22,6 +22,7 @@ from benchmarks.results import (
     write_results,
     write_table,
 )
+from benchmarks.row_cases import continuous_cases, row_cases
 from benchmarks.steering_cases import generation_cases, scoring_cases
 from benchmarks.timing import Case, Variant, processor_seconds, wall_seconds
 from rich.console import Console
@@ -29,7 +30,7 @@ from rich.console import Console
 from isthmus.core.errors import IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ("capture", "generation", "scoring", "maps", "imports")
+GROUPS = ("capture", "generation", "rows", "continuous", "scoring", "maps", "imports")
 OUT = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 CLOCKS: Mapping[str, Callable[[Variant], float]] = {
@@ -55,6 +56,10 @@ def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
             yield from capture_cases(scale, generator)
         elif group == "generation":
             yield from generation_cases(scale, generator)
+        elif group == "rows":
+            yield from row_cases(scale, generator)
+        elif group == "continuous":
+            yield from continuous_cases(scale, generator)
         elif group == "scoring":
             yield from scoring_cases(scale, generator)
         elif group == "maps":

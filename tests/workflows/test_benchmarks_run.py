@@ -82,7 +82,9 @@ def found():
     return [measure_case(one, 7, ticking()) for one in (case, rate)]
 
 
-@pytest.mark.parametrize("group", ["capture", "generation", "scoring", "maps"])
+@pytest.mark.parametrize(
+    "group", ["capture", "generation", "rows", "continuous", "scoring", "maps"]
+)
 def test_what_is_timed_computes_the_same_values_as_what_it_is_compared_with(group: str) -> None:
     checks = [check for case in run.cases(TINY, [group], 0) for check in check_case(case)]
     assert checks

@@ -30,7 +30,16 @@ def register_organism(organism: typer.Typer) -> None:
 
 def generate(
     model: Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")],
-    prompts: Annotated[list[str], typer.Argument(help="User messages.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="User messages.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts in their place: JSONL with prompt and, for a prompt of its own, "
+            "direction, strength and positions."
+        ),
+    ] = None,
     direction: Annotated[
         Path | None, typer.Option(help="Folder of a direction of this model.")
     ] = None,
@@ -58,7 +67,8 @@ def generate(
 
     result = work(
         model,
-        prompts,
+        prompts or None,
+        file=file,
         direction=direction,
         switch=switch,
         site=as_site(site),
@@ -73,7 +83,7 @@ def generate(
     )
     for completion in result.completions:
         print_text(completion)
-    if direction is not None or switch is not None:
+    if result.n_edited:
         error_console().print(f"{result.n_edited} positions edited", markup=False)
 
 

@@ -50,21 +50,30 @@ class TokenBatch:
         token_ids: Ids, padding filled with the pad id.
         is_real: False on padding.
         offsets: For every row, the column of its first token (0 with padding on the right).
+        indices: For every row, which of the caller's texts it is: what differs from text to text
+            is found by it, also where two texts are alike.
     """
 
     texts: tuple[EncodedText, ...]
     token_ids: Int[Tensor, "batch pos"]
     is_real: Bool[Tensor, "batch pos"]
     offsets: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
-def pad_batch(texts: Sequence[EncodedText], pad_id: int, side: Side) -> TokenBatch:
+def pad_batch(
+    texts: Sequence[EncodedText],
+    pad_id: int,
+    side: Side,
+    indices: Sequence[int] | None = None,
+) -> TokenBatch:
     """Pads texts to the longest of them.
 
     Args:
         texts: At least one text.
         pad_id: What fills the padding.
         side: Where the padding goes: `left` to generate, `right` to score or capture.
+        indices: Which of the caller's texts these are; 0, 1, 2, … when not given.
 
     Returns:
         The batch, on the CPU, rows in the order of the texts.
@@ -81,7 +90,8 @@ def pad_batch(texts: Sequence[EncodedText], pad_id: int, side: Side) -> TokenBat
     for row, (text, offset) in enumerate(zip(texts, offsets, strict=True)):
         token_ids[row, offset : offset + len(text)] = torch.tensor(text.token_ids)
         is_real[row, offset : offset + len(text)] = True
-    return TokenBatch(tuple(texts), token_ids, is_real, offsets)
+    own = range(len(texts)) if indices is None else indices
+    return TokenBatch(tuple(texts), token_ids, is_real, offsets, tuple(own))
 
 
 def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

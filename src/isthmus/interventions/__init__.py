@@ -7,6 +7,7 @@ from isthmus.interventions.coordinate import SetCoordinate
 from isthmus.interventions.everywhere import ablated_everywhere
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.noise import GaussianNoise
+from isthmus.interventions.per_row import PerRow, merge_rows, place_rows
 from isthmus.interventions.positions import PositionMasks, PositionSelector, parse_positions
 from isthmus.interventions.replacement import Replacement
 
@@ -16,10 +17,13 @@ __all__ = [
     "DirectionalAblation",
     "GaussianNoise",
     "Intervention",
+    "PerRow",
     "PositionMasks",
     "PositionSelector",
     "Replacement",
     "SetCoordinate",
     "ablated_everywhere",
+    "merge_rows",
     "parse_positions",
+    "place_rows",
 ]

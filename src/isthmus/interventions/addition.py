@@ -58,7 +58,23 @@ class Addition:
         states = activations.to(dtype)
         moved = states + self.strength * vector
         if self.keeps_norm:
-            length = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
-            before = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-            moved = moved * (before / length.clamp_min(torch.finfo(dtype).tiny))
+            moved = scaled_back(moved, states)
         return moved.to(activations.dtype)
+
+
+def scaled_back(
+    moved: Float[Tensor, "*batch d_model"], states: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """Scales states that were moved back to the lengths they had, h' ‖h‖ / ‖h'‖.
+
+    Args:
+        moved: h', afterwards.
+        states: h, before; same shape and type.
+
+    Returns:
+        New tensor; where h' is zero it stays zero.
+    """
+    length = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
+    before = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    scaled: Tensor = moved * (before / length.clamp_min(torch.finfo(moved.dtype).tiny))
+    return scaled

@@ -52,6 +52,24 @@ def check_texts(
             )
 
 
+def check_open(lm: LanguageModel, prompts: Sequence[EncodedText]) -> None:
+    """Refuses to continue prompts whose answer has ended.
+
+    Args:
+        lm: The model.
+        prompts: What is to be continued.
+
+    Raises:
+        DataError: If one carries an answer and an end token behind it.
+    """
+    for index, prompt in enumerate(prompts):
+        if len(prompt) > prompt.n_prompt and prompt.token_ids[-1] in lm.eos_ids:
+            raise DataError(
+                f"prompt {index} already ends with an answer and an end token: "
+                "encode it without an answer"
+            )
+
+
 def padded_batches(
     lm: LanguageModel, texts: Sequence[EncodedText], side: Side, batch_size: int
 ) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
@@ -68,4 +86,4 @@ def padded_batches(
             longest of them.
     """
     for indices in length_buckets([len(text) for text in texts], batch_size):
-        yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side)
+        yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)

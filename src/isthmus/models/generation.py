@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ConfigError, DataError, ModelError
+from isthmus.core.errors import ConfigError, ModelError
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.models.batching import (
     OnBatch,
     PlaceEdits,
+    check_open,
     check_texts,
     ignore,
     no_edits,
@@ -33,10 +34,12 @@ class GenerationResult:
             without white space around it.
         n_edited: How many (position, site) pairs were edited, padding and what follows an end token
             not counted.
+        n_edited_by_text: The same for every prompt, in their order.
     """
 
     completions: tuple[str, ...]
     n_edited: int
+    n_edited_by_text: tuple[int, ...]
 
 
 def generate_greedy(
@@ -73,32 +76,25 @@ def generate_greedy(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     check_texts(lm, prompts, batch_size, n_new=max_new_tokens)
-    _check_open(lm, prompts)
+    check_open(lm, prompts)
     completions = [""] * len(prompts)
-    n_edited = 0
+    n_edited = [0] * len(prompts)
     for indices, batch in padded_batches(lm, prompts, "left", batch_size):
         placed = edits(batch)
         with editing(lm.layout, placed) as count:
             new_ids = _generate(lm, batch, max_new_tokens)
         lengths = _completion_lengths(new_ids, lm.eos_ids)
-        n_edited += count.total - _n_after_end(placed, lengths, new_ids.shape[1])
+        n_counted = count.by_row(len(indices))
+        n_idle = _n_after_end(placed, lengths, new_ids.shape[1])
         for row, index in enumerate(indices):
             ids = new_ids[row, : lengths[row]].tolist()
             text = lm.tokenizer.decode(
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
             completions[index] = str(text).strip()
+            n_edited[index] = n_counted[row] - n_idle[row]
         on_batch(len(indices))
-    return GenerationResult(tuple(completions), n_edited)
-
-
-def _check_open(lm: LanguageModel, prompts: Sequence[EncodedText]) -> None:
-    for index, prompt in enumerate(prompts):
-        if len(prompt) > prompt.n_prompt and prompt.token_ids[-1] in lm.eos_ids:
-            raise DataError(
-                f"prompt {index} already ends with an answer and an end token: "
-                "encode it without an answer"
-            )
+    return GenerationResult(tuple(completions), sum(n_edited), tuple(n_edited))
 
 
 @torch.inference_mode()
@@ -139,13 +135,13 @@ def _completion_lengths(new_ids: Int[Tensor, "batch new"], eos_ids: Sequence[int
     return torch.where(is_end.any(1), first, new_ids.shape[1]).tolist()
 
 
-def _n_after_end(placed: Sequence[PlacedEdit], lengths: Sequence[int], n_new: int) -> int:
-    """Counts edits at what is fed for rows that ended while others went on."""
-    # The last new token is never fed back.
-    idle = torch.tensor([max(0, n_new - 1 - (length - 1)) for length in lengths])
+def _n_after_end(placed: Sequence[PlacedEdit], lengths: Sequence[int], n_new: int) -> Sequence[int]:
+    """Counts, row by row, edits at what is fed for rows that ended while others went on."""
     sites = {one.site for one in placed}
-    rows = {
-        site: torch.stack([one.generated.cpu() for one in placed if one.site == site]).any(0)
-        for site in sites
-    }
-    return sum(int(idle[edited].sum()) for edited in rows.values())
+    n_sites = [0] * len(lengths)
+    for site in sites:
+        masks = [one.generated.cpu() for one in placed if one.site == site]
+        is_edited = torch.stack(masks).any(0).tolist()
+        n_sites = [n + int(here) for n, here in zip(n_sites, is_edited, strict=True)]
+    # The last new token is never fed back.
+    return [max(0, n_new - length) * n for length, n in zip(lengths, n_sites, strict=True)]

@@ -3,20 +3,20 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ShapeError, SiteError
+from isthmus.core.errors import SiteError
 from isthmus.core.sites import Site, Stream
 from isthmus.models.calls import Call, TokenMeter
+from isthmus.models.chunks import Chunk
 from isthmus.models.layouts import ModelLayout
+from isthmus.models.site_edits import EditCount, SiteEdits, check_chunk, check_edits
 
 Activations = dict[Site, Float[Tensor, "batch pos d_model"]]
 """What a forward pass computed, by site."""
@@ -78,9 +78,9 @@ def capturing(
     if not sites:
         raise SiteError("no site to capture: name at least one")
     captured: Activations = {}
-    chunk = _Chunk()
+    chunk = Chunk()
 
-    def forget(_chunk: _Chunk) -> None:
+    def forget(_chunk: Chunk) -> None:
         captured.clear()
 
     def keep(site: Site, value: Tensor) -> None:
@@ -149,25 +149,6 @@ def metering(layout: ModelLayout) -> Iterator[TokenMeter]:
         yield meter
 
 
-@dataclass
-class EditCount:
-    """How many (position, site) pairs were edited so far.
-
-    A position that is computed again, as without a key-value cache, counts once; so does one at
-    which several edits of a site act.
-
-    Attributes:
-        by_site: Edited positions per site.
-    """
-
-    by_site: dict[Site, int] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """Edited positions, summed over sites."""
-        return sum(self.by_site.values())
-
-
 @contextmanager
 def editing(layout: ModelLayout, edits: Sequence[PlacedEdit]) -> Iterator[EditCount]:
     """Applies edits during the `with` block: x becomes edit(x) where a mask is true.
@@ -188,148 +169,20 @@ def editing(layout: ModelLayout, edits: Sequence[PlacedEdit]) -> Iterator[EditCo
         ShapeError: If an edit has another width than the model, or masks or a forward pass have
             other shapes than the batch.
     """
-    _check_edits(layout, edits)
+    check_edits(layout, edits)
     count = EditCount()
-    chunk = _Chunk()
+    chunk = Chunk()
     with ExitStack() as hooks:
         if edits:
-            _at_chunk(hooks, layout, chunk, partial(_check_chunk, edits[0].given.shape))
+            _at_chunk(hooks, layout, chunk, partial(check_chunk, edits[0].given.shape))
         for site in dict.fromkeys(placed.site for placed in edits):
             here = [placed for placed in edits if placed.site == site]
-            _at_site(hooks, layout, site, _SiteEdits(site, here, chunk, count))
+            _at_site(hooks, layout, site, SiteEdits(site, here, chunk, count))
         yield count
 
 
 class _AllCaptured(Exception):  # noqa: N818 - a signal that ends a forward pass, not an error
     """All sites are read."""
-
-
-@dataclass
-class _Chunk:
-    """Which positions the current forward pass computes."""
-
-    batch: int = 0
-    width: int = 0
-    offset: int = 0
-    cache: Cache | None = None
-
-    def move_to(self, shape: tuple[int, int], cache: Cache | None) -> None:
-        """Notes which positions the next pass computes."""
-        if cache is None or not cache.layers:
-            self.offset = 0
-        elif any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-            self.offset = int(cache.get_seq_length())
-        else:
-            self.offset = self._read_by_recurrence(cache)
-        self.cache = cache
-        self.batch, self.width = shape
-
-    def _read_by_recurrence(self, cache: Cache) -> int:
-        # Purely recurrent states do not know how many tokens they have read.
-        if not cache.has_previous_state():
-            return 0
-        is_own = self.cache is cache or self.cache is None
-        if not (is_own and self.width):
-            raise ShapeError(
-                "the recurrent state has read tokens that were not seen here, and does not say how "
-                "many: run the whole text in the same block"
-            )
-        return self.offset + self.width
-
-    def view(self, value: Tensor) -> Tensor:
-        # OPT flattens batch and positions before its feed-forward part.
-        return value if value.ndim == 3 else value.reshape(self.batch, self.width, -1)
-
-    def mask(self, placed: "_Masks") -> Tensor:
-        known = placed.given[:, self.offset : self.offset + self.width]
-        beyond = placed.generated[:, None].expand(-1, self.width - known.shape[1])
-        return torch.cat([known, beyond], dim=1) if beyond.shape[1] else known
-
-
-@dataclass(frozen=True)
-class _Masks:
-    """Both masks of an edit on one device."""
-
-    given: Tensor
-    generated: Tensor
-
-
-class _SiteEdits:
-    """The edits of one site as a visitor of its activations."""
-
-    def __init__(
-        self, site: Site, edits: Sequence[PlacedEdit], chunk: _Chunk, count: EditCount
-    ) -> None:
-        self.site = site
-        self.edits = edits
-        self.chunk = chunk
-        self.count = count
-        self.n_seen = 0
-        # Whether a chunk needs any work is decided here, without waiting for the accelerator.
-        self.on_host = self._masks(torch.device("cpu"))
-        self.on_device: list[_Masks] | None = None
-
-    def _masks(self, device: torch.device) -> list[_Masks]:
-        return [_Masks(e.given.to(device), e.generated.to(device)) for e in self.edits]
-
-    def __call__(self, value: Tensor) -> Tensor | None:
-        masks = [self.chunk.mask(masks) for masks in self.on_host]
-        self._add_to_count(masks)
-        if not any(bool(mask.any()) for mask in masks):
-            return None
-        if self.on_device is None:
-            self.on_device = self._masks(value.device)
-        x = self.chunk.view(value)
-        for placed, here, there in zip(self.edits, masks, self.on_device, strict=True):
-            if bool(here.any()):
-                edited = placed.edit(x)
-                _check_edited(placed, edited, x)
-                x = torch.where(self.chunk.mask(there)[..., None], edited.to(x.dtype), x)
-        return x.reshape(value.shape)
-
-    def _add_to_count(self, masks: Sequence[Tensor]) -> None:
-        start, end = self.chunk.offset, self.chunk.offset + self.chunk.width
-        union = torch.stack(list(masks)).any(0)[:, max(0, self.n_seen - start) :]
-        self.count.by_site[self.site] = self.count.by_site.get(self.site, 0) + int(union.sum())
-        self.n_seen = max(self.n_seen, end)
-
-
-def _check_edits(layout: ModelLayout, edits: Sequence[PlacedEdit]) -> None:
-    for placed in edits:
-        layout.module_at(placed.site)
-        if placed.edit.d_model != layout.d_model:
-            raise ShapeError(
-                f"the edit at {placed.site} has width {placed.edit.d_model}, "
-                f"the model {layout.d_model}: carry it through a map first"
-            )
-        shape = placed.given.shape
-        if shape != edits[0].given.shape or placed.generated.shape[0] != shape[0]:
-            raise ShapeError(
-                f"the edit at {placed.site} has masks {tuple(shape)} and "
-                f"{tuple(placed.generated.shape)}, expected {tuple(edits[0].given.shape)} and one "
-                "per row: place all edits on the same batch"
-            )
-
-
-def _check_chunk(given: torch.Size, chunk: _Chunk) -> None:
-    if chunk.batch != given[0]:
-        raise ShapeError(
-            f"the model is run on {chunk.batch} rows, the masks are for {given[0]}: "
-            "place the edits on the batch that is run"
-        )
-    if chunk.offset == 0 and chunk.width < given[1]:
-        raise ShapeError(
-            f"the first forward pass has {chunk.width} positions, the masks {given[1]}: "
-            "run the whole batch at once, with a key-value cache that knows its length"
-        )
-
-
-def _check_edited(placed: PlacedEdit, edited: Tensor, x: Tensor) -> None:
-    if edited.shape != x.shape:
-        raise ShapeError(
-            f"the edit at {placed.site} returned {tuple(edited.shape)} for activations of "
-            f"{tuple(x.shape)}: an edit keeps the shape"
-        )
 
 
 def _at_site(hooks: ExitStack, layout: ModelLayout, site: Site, visit: _Visit) -> None:
@@ -338,7 +191,7 @@ def _at_site(hooks: ExitStack, layout: ModelLayout, site: Site, visit: _Visit) -
 
 
 def _at_chunk(
-    hooks: ExitStack, layout: ModelLayout, chunk: _Chunk, then: Callable[[_Chunk], None]
+    hooks: ExitStack, layout: ModelLayout, chunk: Chunk, then: Callable[[Chunk], None]
 ) -> None:
     """Keeps `chunk` up to date with every forward pass of the model."""
     hook = partial(_read_chunk, chunk, then)
@@ -355,8 +208,8 @@ def _at_output(hooks: ExitStack, module: nn.Module, visit: _Visit) -> None:
 
 
 def _read_chunk(
-    chunk: _Chunk,
-    then: Callable[[_Chunk], None],
+    chunk: Chunk,
+    then: Callable[[Chunk], None],
     _root: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

@@ -34,10 +34,12 @@ class ScoringResult:
     Attributes:
         nll: Mean negative log-likelihood per answer token, end token included, in nats; float32.
         n_edited: How many (position, site) pairs were edited.
+        n_edited_by_text: The same for every text, in their order.
     """
 
     nll: Float[Tensor, " text"]
     n_edited: int
+    n_edited_by_text: tuple[int, ...]
 
 
 def answer_nll(
@@ -71,16 +73,17 @@ def answer_nll(
     """
     _check_answers(lm, texts, batch_size)
     nll = torch.zeros(len(texts))
-    n_edited = 0
+    n_edited = [0] * len(texts)
     for indices, batch, start in _batches(lm, texts, batch_size, prefix):
         logprobs, n_here = _answer_logprobs(lm, batch, edits, start)
         wanted = torch.tensor(_answer_ids(batch.texts), device=logprobs.device)
         losses = -logprobs.gather(1, wanted[:, None])[:, 0]
         nll[list(indices)] = _mean_per_text(losses, batch.texts)
-        n_edited += n_here
+        for index, n in zip(indices, n_here, strict=True):
+            n_edited[index] = n
         on_batch(len(indices))
     _check_finite(nll, "the answer's likelihood")
-    return ScoringResult(nll, n_edited)
+    return ScoringResult(nll, sum(n_edited), tuple(n_edited))
 
 
 def answer_logprobs(
@@ -256,8 +259,8 @@ def _answer_logprobs(
     batch: TokenBatch,
     edits: PlaceEdits,
     start: _Start | None = None,
-) -> tuple[Float[Tensor, "token vocab"], int]:
-    """Returns log-probabilities at the answer positions, text after text, and the edit count."""
+) -> tuple[Float[Tensor, "token vocab"], list[int]]:
+    """Returns log-probabilities at the answer positions, text after text, and counts of edits."""
     spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
     columns = sorted(set().union(*spans))
     place = {column: index for index, column in enumerate(columns)}
@@ -268,7 +271,7 @@ def _answer_logprobs(
             stack.enter_context(resuming(lm.layout, *start))
         count = stack.enter_context(editing(lm.layout, edits(batch)))
         logits = _logits_at(lm, batch, columns)
-    return logits[rows, kept].float().log_softmax(-1), count.total
+    return logits[rows, kept].float().log_softmax(-1), count.by_row(len(spans))
 
 
 def _logits_at(

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, DataError
-from isthmus.core.texts import EncodedText, length_buckets
+from isthmus.core.texts import EncodedText, TokenBatch, length_buckets
 from isthmus.models.batching import PlaceEdits, check_texts, no_edits
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import answer_logprobs
@@ -62,14 +64,22 @@ def generate_stepwise(
         for i, prompt in enumerate(prompts)
     ]
     for indices in length_buckets([len(prompt) for prompt in prompts], batch_size):
-        while open_rows := [rows[i] for i in indices if not rows[i].is_done]:
-            texts = [row.text(lm) for row in open_rows]
-            found = answer_logprobs(lm, texts, edits=edits, batch_size=batch_size)
-            for row, logprobs in zip(open_rows, found, strict=True):
+        while still_open := [i for i in indices if not rows[i].is_done]:
+            texts = [rows[i].text(lm) for i in still_open]
+            place = partial(_place_on_open, edits, still_open)
+            found = answer_logprobs(lm, texts, edits=place, batch_size=batch_size)
+            for row, logprobs in zip((rows[i] for i in still_open), found, strict=True):
                 row.learn(logprobs.argmax(-1).tolist(), lm.eos_ids, max_new_tokens)
                 if drafts is None:
                     row.draft = []
     return tuple(_decoded(lm.tokenizer, row.written).strip() for row in rows)
+
+
+def _place_on_open(
+    edits: PlaceEdits, still_open: Sequence[int], batch: TokenBatch
+) -> Sequence[PlacedEdit]:
+    # Edits that differ from prompt to prompt know prompts by their place among all of them.
+    return edits(replace(batch, indices=tuple(still_open[i] for i in batch.indices)))
 
 
 class _Piece(NamedTuple):

@@ -1,6 +1,6 @@
 """`generate`: greedy completions, with or without an intervention."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from isthmus.carrying.switch_files import load_switch
@@ -11,12 +11,13 @@ from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction
 from isthmus.interventions.intervention import Intervention
-from isthmus.models.batching import no_edits
+from isthmus.interventions.per_row import PerRow
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import GenerationResult, generate_greedy
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.arms import Way, intervention_for
-from isthmus.workflows.config import Dtype, EditKind, require_strength
+from isthmus.workflows.asked_prompts import AskedPrompt, GivenDirection, asked_prompts
+from isthmus.workflows.config import Dtype, EditKind
 from isthmus.workflows.twin_directions import at_one_site
 
 CARRY_FIRST = (
@@ -73,14 +74,15 @@ def switch_of(lm: LanguageModel, given: Switch | str | Path) -> Switch:
 
 def generate(
     model: str | LanguageModel,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] | None = None,
     *,
-    direction: Direction | str | Path | None = None,
+    file: str | Path | None = None,
+    direction: GivenDirection | Sequence[GivenDirection | None] | None = None,
     switch: Switch | str | Path | None = None,
     site: Site | str | int | float | None = None,
     edit: EditKind = "add",
-    positions: str | None = None,
-    strength: float = 1.0,
+    positions: str | Sequence[str | None] | None = None,
+    strength: float | Sequence[float] = 1.0,
     way: Way = "removal",
     trigger: str | None = None,
     max_new_tokens: int = 48,
@@ -90,17 +92,23 @@ def generate(
     """Completes prompts greedily, with an intervention when a direction or a switch is given.
 
     Nothing stays on the model: the next call without one gives the plain model's completions.
+    Direction, strength and positions may be given for each prompt, as sequences or in the lines of
+    a file; then every prompt with a direction must be edited somewhere.
 
     Args:
         model: Hub name, local folder, `organism:NAME`, or a loaded model.
         prompts: One user message or several.
-        direction: A direction of this model, or its folder.
+        file: Prompts in their place: JSONL with `prompt` and, where a line has its own, `direction`
+            (null for none), `strength` and `positions`.
+        direction: A direction of this model, or its folder; or one or None for each prompt.
         switch: A switch that this model carries, or its folder. It says itself where it acts and
             what it does, so that of the settings below only `strength` and `trigger` apply.
         site: Which of the direction's sites; may be left out when it has only one.
         edit: `add`, `ablate`, `set_coordinate` or `replace`.
-        positions: Where; the positions at which the direction was learned when not given.
+        positions: Where; the positions at which the direction was learned when not given. One for
+            all prompts, or one or None for each.
         strength: In units of the direction's norm, from -1000 to 1000; of a switch 1 is on, 0 off.
+            One for all prompts, or one for each.
         way: `removal` works against the direction, `induction` along it.
         trigger: The trigger in the prompts, for positions `trigger`.
         max_new_tokens: Length of the completions.
@@ -111,18 +119,21 @@ def generate(
         Completions in the order of the prompts, and how many positions were edited.
 
     Raises:
-        NoEditError: If an intervention was asked for and edited nothing.
+        NoEditError: If an intervention was asked for and edited nothing; of interventions for
+            single prompts, if one of them did.
         IdentityError: If the direction or the switch belongs to another model.
-        ConfigError: If both are given, or a switch with settings of a direction.
+        ConfigError: If both are given, a switch with settings of a direction, or settings for
+            another number of prompts.
+        DataError: If the file or a line of it cannot be used.
         StrengthError: If the strength is out of range.
     """
-    require_strength(strength)
+    asked = asked_prompts(prompts, file, direction, strength, positions)
     if switch is not None:
         _refuse_beside_a_switch(
-            direction=direction,
+            direction=next((row.direction for row in asked.rows if row.direction), None),
             site=site,
             edit=None if edit == "add" else edit,
-            positions=positions,
+            positions=next((row.positions for row in asked.rows if row.positions), None),
             way=None if way == "removal" else way,
         )
     lm = (
@@ -130,27 +141,55 @@ def generate(
         if isinstance(model, LanguageModel)
         else load_language_model(model, dtype=dtype, device=device)
     )
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
-    triggers = None if trigger is None else [trigger if trigger in p else None for p in asked]
-    encoded = encode_prompts(lm.tokenizer, asked, triggers=triggers)
-    intervention: Intervention | None = None
-    if direction is not None:
-        here = direction_at(lm, direction, site)
-        intervention = intervention_for(here, edit, positions or here.positions, strength, way)
-    elif switch is not None:
-        intervention = switch_of(lm, switch).intervention(strength)
-    result = generate_greedy(
-        lm,
-        encoded,
-        max_new_tokens=max_new_tokens,
-        edits=no_edits if intervention is None else intervention.place,
+    texts = [row.prompt for row in asked.rows]
+    triggers = None if trigger is None else [trigger if trigger in p else None for p in texts]
+    encoded = encode_prompts(lm.tokenizer, texts, triggers=triggers)
+    rows = PerRow(
+        _with_a_switch(switch_of(lm, switch), asked.rows)
+        if switch is not None
+        else _with_directions(lm, asked.rows, site, edit, way)
     )
+    result = generate_greedy(lm, encoded, max_new_tokens=max_new_tokens, edits=rows.place)
+    if asked.differ:
+        rows.require_edits(result.n_edited_by_text)
+    intervention = next((one for one in rows.interventions if one is not None), None)
     if intervention is not None and not result.n_edited:
         raise NoEditError(
             f"nothing was edited at positions {intervention.positions.spelling}: "
             "name the trigger with --trigger, or choose other positions"
         )
     return result
+
+
+def _with_a_switch(switch: Switch, rows: Sequence[AskedPrompt]) -> tuple[Intervention, ...]:
+    made = {row.strength: switch.intervention(row.strength) for row in rows}
+    return tuple(made[row.strength] for row in rows)
+
+
+def _with_directions(
+    lm: LanguageModel,
+    rows: Sequence[AskedPrompt],
+    site: Site | str | int | float | None,
+    edit: EditKind,
+    way: Way,
+) -> tuple[Intervention | None, ...]:
+    """Builds every prompt's intervention; what prompts share is loaded and built once."""
+    loaded: dict[int | str, Direction] = {}
+    made: dict[Hashable, Intervention] = {}
+    found: list[Intervention | None] = []
+    for row in rows:
+        if row.direction is None:
+            found.append(None)
+            continue
+        name = id(row.direction) if isinstance(row.direction, Direction) else str(row.direction)
+        if name not in loaded:
+            loaded[name] = direction_at(lm, row.direction, site)
+        here = loaded[name]
+        settings = (edit, row.positions or here.positions, row.strength, way)
+        if (name, settings) not in made:
+            made[name, settings] = intervention_for(here, *settings)
+        found.append(made[name, settings])
+    return tuple(found)
 
 
 def _refuse_beside_a_switch(**given: object) -> None:

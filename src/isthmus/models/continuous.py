@@ -1,0 +1,385 @@
+"""Greedy completions of requests that come and go, each with its own edits, in one batch."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache
+
+from isthmus.core.edits import PlacedEdit
+from isthmus.core.errors import ConfigError, NoEditError
+from isthmus.core.texts import EncodedText, pad_batch
+from isthmus.models.batching import PlaceEdits, check_open, check_texts, no_edits
+from isthmus.models.hooks import editing
+from isthmus.models.language_model import LanguageModel
+from isthmus.models.row_cache import RowCache, require_growing_cache
+from isthmus.models.site_edits import check_edits
+from isthmus.models.text_pieces import TextPieces
+
+MergeRows = Callable[
+    [Sequence[Sequence[PlacedEdit]], Sequence[tuple[int, int]] | None], list[PlacedEdit]
+]
+"""Makes edits of a batch from those of its rows and the columns of their tokens, as
+`interventions.merge_rows` does."""
+
+Ending = Literal["end_token", "length", "cancelled", "failed"]
+"""Why a request got no more tokens."""
+
+
+@dataclass(eq=False)
+class DecodingRequest:
+    """One text that is continued.
+
+    Attributes:
+        text: What is continued.
+        max_new_tokens: Most tokens it gets.
+        placed: Its edits, placed on its tokens alone.
+        token_ids: What was written so far, an end token included.
+        n_edited: How many (position, site) pairs were edited so far.
+        ending: Why it ended; None while it waits or runs.
+        error: Why it failed.
+        is_cancelled: Whether it is to leave at the next step.
+    """
+
+    text: EncodedText
+    max_new_tokens: int
+    placed: tuple[PlacedEdit, ...]
+    token_ids: list[int] = field(default_factory=list)
+    n_edited: int = 0
+    ending: Ending | None = None
+    error: Exception | None = None
+    is_cancelled: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it gets no more tokens."""
+        return self.ending is not None
+
+    @property
+    def edits_later(self) -> bool:
+        """Whether tokens that it writes are edited."""
+        return any(bool(one.generated.any()) for one in self.placed)
+
+    def cancel(self) -> None:
+        """Makes it leave at the next step, whether it waits or runs; from any thread."""
+        self.is_cancelled = True
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One token of one request.
+
+    Attributes:
+        request: Whose.
+        token_id: Which; None when the request ended without another token.
+        is_last: Whether the request has ended; its `ending` says why.
+    """
+
+    request: DecodingRequest
+    token_id: int | None
+    is_last: bool
+
+
+class ContinuousDecoder:
+    """Continues texts greedily in one batch that they join and leave at any step.
+
+    A request gets the tokens that it gets alone, whatever joins or leaves meanwhile. A slot is free
+    again as soon as its request ends. Nothing stays on the model between steps, and a step that
+    fails leaves requests and cache as they were before.
+
+    `submit` and a request's `cancel` may be called from other threads than the one that calls
+    `step`. While a step is taken nothing else may run the model: its edits would act there, too.
+
+    Args:
+        lm: The model; every layer must be attention, full or with a sliding window.
+        merge: How edits of single rows become edits of a batch: `interventions.merge_rows`.
+        n_slots: Most requests that run at once, at least 1.
+
+    Raises:
+        ConfigError: If `n_slots` is below 1.
+        ModelError: If a layer of the model keeps a recurrent state.
+    """
+
+    def __init__(self, lm: LanguageModel, merge: MergeRows, *, n_slots: int = 32) -> None:
+        if n_slots < 1:
+            raise ConfigError(f"n_slots is {n_slots}, expected at least 1")
+        require_growing_cache(lm)
+        self.lm = lm
+        self.merge = merge
+        self.n_slots = n_slots
+        self._accepted = set(signature(lm.model.forward).parameters)
+        self._lock = threading.Lock()
+        self._waiting: deque[DecodingRequest] = deque()
+        self._running: list[DecodingRequest] = []
+        self._rows: RowCache | None = None
+        self._next_ids = torch.zeros(0, dtype=torch.long, device=lm.device)
+        self._edits: list[PlacedEdit] = []
+        self._news: list[NewToken] = []
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not (self._waiting or self._running or self._news)
+
+    def submit(
+        self, text: EncodedText, *, max_new_tokens: int, edits: PlaceEdits = no_edits
+    ) -> DecodingRequest:
+        """Lets a text wait for a free slot; it joins the batch at one of the next steps.
+
+        Args:
+            text: What is continued: all its tokens.
+            max_new_tokens: Most tokens, at least 1.
+            edits: Says what to edit, as an intervention's `place` does; asked once, here.
+
+        Returns:
+            The request, which fills as steps are taken.
+
+        Raises:
+            ConfigError: If `max_new_tokens` is below 1.
+            DataError: If the text is empty, too long or already ended.
+            SiteError: If an edit is at a site that the model does not have.
+            ShapeError: If an edit does not fit the model.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+        check_texts(self.lm, [text], 1, n_new=max_new_tokens)
+        check_open(self.lm, [text])
+        placed = tuple(edits(pad_batch([text], self.lm.pad_id, "left")))
+        check_edits(self.lm.layout, placed)
+        request = DecodingRequest(text, max_new_tokens, placed)
+        with self._lock:
+            self._waiting.append(request)
+        return request
+
+    @torch.inference_mode()
+    def step(self) -> tuple[NewToken, ...]:
+        """Gives every running request one token, then the first one to those that get a slot.
+
+        Requests that ended or were cancelled leave. One whose own first pass fails, or whose edits
+        reached nothing, ends as `failed` with its error, and the others go on.
+
+        Returns:
+            New tokens, and requests that ended without one. After a step that raised, the next one
+            returns what that one had already found.
+        """
+        self._drop_cancelled()
+        self._advance()
+        self._admit()
+        news, self._news = tuple(self._news), []
+        return news
+
+    def run(self) -> None:
+        """Takes steps until no request waits or runs."""
+        while not self.is_idle:
+            self.step()
+
+    def stream(self, request: DecodingRequest) -> Iterator[str]:
+        """Takes steps until a request ends and yields its text as it comes.
+
+        An iterator that is closed before the end cancels the request.
+
+        Args:
+            request: One that was submitted here.
+
+        Yields:
+            str: Pieces of text, none of them empty; special tokens are left out.
+
+        Raises:
+            NoEditError: If its edits reached nothing.
+        """
+        pieces, n_read = TextPieces(self.lm.tokenizer), 0
+        try:
+            while True:
+                new, is_done = request.token_ids[n_read:], request.is_done
+                n_read += len(new)
+                if piece := "".join(map(pieces.add, new)) + (pieces.rest() if is_done else ""):
+                    yield piece
+                if is_done:
+                    break
+                self.step()
+        finally:
+            if not request.is_done:
+                request.cancel()
+        if request.error is not None:
+            raise request.error
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            leaving = [one for one in self._waiting if one.is_cancelled]
+            for request in leaving:
+                self._waiting.remove(request)
+        for request in leaving:
+            self._end(request, "cancelled")
+        for request in self._running:
+            if request.is_cancelled:
+                self._end(request, "cancelled")
+        self._drop_done()
+
+    def _drop_done(self) -> None:
+        kept = [row for row, one in enumerate(self._running) if not one.is_done]
+        if len(kept) == len(self._running):
+            return
+        if not kept:
+            self._rows = None
+        elif self._rows is not None:
+            self._rows.keep(kept)
+        self._next_ids = self._next_ids[kept]
+        self._running = [self._running[row] for row in kept]
+        self._place_anew()
+
+    def _place_anew(self) -> None:
+        """Merges what the running rows edit at every token that they write."""
+        rows = []
+        for request in self._running:
+            nothing = torch.zeros(1, 0, dtype=torch.bool)
+            later = [one for one in request.placed if bool(one.generated.any())]
+            rows.append([replace(one, given=nothing) for one in later])
+        self._edits = self.merge(rows, None)
+
+    def _advance(self) -> None:
+        if self._rows is None:
+            return
+        rows, held = self._rows, self._rows.held()
+        try:
+            with editing(self.lm.layout, self._edits) as count:
+                ids = self._forward(rows, self._next_ids[:, None], rows.next_positions())
+            found = ids.tolist()
+        except BaseException:
+            rows.put_back(held)
+            raise
+        rows.grow()
+        self._next_ids = ids
+        counted = count.by_row(len(self._running))
+        for request, token_id, n in zip(self._running, found, counted, strict=True):
+            self._write(request, token_id, n)
+        self._drop_done()
+
+    def _admit(self) -> None:
+        n_free = self.n_slots - len(self._running)
+        with self._lock:
+            chosen = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
+        try:
+            for group in _of_like_length(chosen):
+                self._start_together(group)
+        except BaseException:
+            with self._lock:
+                self._waiting.extendleft(one for one in reversed(chosen) if not _has_begun(one))
+            raise
+
+    def _start_together(self, group: Sequence[DecodingRequest]) -> None:
+        try:
+            self._start(group)
+        except Exception as error:  # noqa: BLE001 - whatever one request's edits raise is its own
+            if len(group) == 1:
+                group[0].error = error
+                self._end(group[0], "failed")
+                return
+            for request in group:
+                self._start_together([request])
+
+    def _start(self, group: Sequence[DecodingRequest]) -> None:
+        """Reads the texts of requests, gives them their first token, and takes them in."""
+        batch = pad_batch([one.text for one in group], self.lm.pad_id, "left")
+        lengths, width = [len(one.text) for one in group], batch.token_ids.shape[1]
+        spans = [(width - length, width) for length in lengths]
+        edits = self.merge([_widened(one.placed, width) for one in group], spans)
+        rows = RowCache(DynamicCache(), [0] * len(group), self.lm.device)
+        mask = batch.is_real.to(self.lm.device).long()
+        # Positions of padding do not matter, but must exist.
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        with editing(self.lm.layout, edits) as count:
+            ids = self._forward(rows, batch.token_ids.to(self.lm.device), positions, mask)
+        found = ids.tolist()
+        rows = RowCache(rows.cache, lengths, self.lm.device)
+        if self._rows is None:
+            self._rows = rows
+        else:
+            self._rows.join(rows)
+        self._running.extend(group)
+        self._next_ids = torch.cat([self._next_ids, ids])
+        counted = count.by_row(len(group))
+        for request, token_id, n in zip(group, found, counted, strict=True):
+            self._write(request, token_id, n)
+        self._place_anew()
+        self._drop_done()
+
+    def _forward(
+        self,
+        rows: RowCache,
+        ids: Int[Tensor, "batch new"],
+        positions: Int[Tensor, "batch new"],
+        mask: Int[Tensor, "batch column"] | None = None,
+    ) -> Int[Tensor, " batch"]:
+        """Runs the model and returns the likeliest next token of every row."""
+        given: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": rows.mask(ids.shape[1]) if mask is None else mask,
+            "past_key_values": rows.cache,
+            "use_cache": True,
+        }
+        if "position_ids" in self._accepted:
+            given["position_ids"] = positions
+        if "logits_to_keep" in self._accepted:
+            given["logits_to_keep"] = 1
+        logits: Tensor = self.lm.model(**given).logits
+        return logits[:, -1].argmax(-1)
+
+    def _write(self, request: DecodingRequest, token_id: int, n_edited: int) -> None:
+        request.token_ids.append(token_id)
+        request.n_edited += n_edited
+        is_full = len(request.token_ids) >= request.max_new_tokens
+        # Without a reached position so far nor to come there is no point in going on.
+        is_idle = bool(request.placed) and not request.n_edited and not request.edits_later
+        if token_id in self.lm.eos_ids:
+            self._end(request, "end_token", token_id)
+        elif is_full or is_idle:
+            self._end(request, "length", token_id)
+        else:
+            self._news.append(NewToken(request, token_id, is_last=False))
+
+    def _end(self, request: DecodingRequest, ending: Ending, token_id: int | None = None) -> None:
+        if ending in {"end_token", "length"} and request.placed and not request.n_edited:
+            ending = "failed"
+            request.error = NoEditError(
+                f"the edits reached none of the positions of {request.text.text!r}: choose other "
+                "positions, name the trigger, or send it without an intervention"
+            )
+        request.ending = ending
+        self._news.append(NewToken(request, token_id, is_last=True))
+
+
+def _has_begun(request: DecodingRequest) -> bool:
+    return bool(request.token_ids) or request.is_done
+
+
+def _of_like_length(requests: Sequence[DecodingRequest]) -> list[list[DecodingRequest]]:
+    """Groups requests so that padding never is more than half of a row."""
+    groups: list[list[DecodingRequest]] = []
+    for request in sorted(requests, key=lambda one: -len(one.text)):
+        if groups and 2 * len(request.text) >= len(groups[-1][0].text):
+            groups[-1].append(request)
+        else:
+            groups.append([request])
+    return groups
+
+
+def _widened(placed: Sequence[PlacedEdit], width: int) -> list[PlacedEdit]:
+    """Moves edits of one text to the end of a wider row."""
+    return [replace(one, given=pad(one.given, (width - one.given.shape[1], 0))) for one in placed]
