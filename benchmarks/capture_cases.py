@@ -124,7 +124,7 @@ def _streamed(
     lm: LanguageModel, texts: list[EncodedText], site: Site
 ) -> Float[Tensor, "token d_model"]:
     batches = capture_activations(lm, texts, [site], batch_size=len(texts))
-    return next(batches).values[site]
+    return torch.cat([batch.values[site] for batch in batches])
 
 
 @torch.inference_mode()

@@ -62,7 +62,7 @@ class Material:
         return {"middle": (self.n_layers - 1) // 2, "last": self.n_layers - 1}
 
 
-FULL = Material("peers", 12, 512, 3400, 48, (8, 256), 16, 8, 24, 48, 9)
+FULL = Material("peers", 12, 512, 3400, 24, (8, 256), 8, 8, 24, 48, 7)
 """What is reported."""
 
 QUICK = Material("quick-peers", 4, 128, 500, 16, (8, 64), 8, 4, 8, 12, 3)
