@@ -138,7 +138,7 @@ def _write_model(folder: Path, material: Material, generator: torch.Generator) -
         # Logit 0, below the largest of all others, so that every completion has the same length.
         network.lm_head.weight[[PAD_ID, EOS_ID]] = 0
     network.save_pretrained(folder)
-    _tokenizer(material.n_vocab).save_pretrained(folder)
+    character_tokenizer(material.n_vocab).save_pretrained(folder)
     for name, fields in (
         ("config.json", _OLD_FIELDS),
         # transformers 4 has no class of the name that transformers 5 writes.
@@ -148,7 +148,15 @@ def _write_model(folder: Path, material: Material, generator: torch.Generator) -
         write_json(folder / name, {**written, **fields})
 
 
-def _tokenizer(n_vocab: int) -> PreTrainedTokenizerFast:
+def character_tokenizer(n_vocab: int) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer that writes every token as one character of its own.
+
+    Args:
+        n_vocab: Tokens.
+
+    Returns:
+        A fast tokenizer whose texts say which tokens they are.
+    """
     vocab = {chr(FIRST_CHARACTER + i): i for i in range(n_vocab)}
     unknown = chr(FIRST_CHARACTER + PAD_ID)
     backend = Tokenizer(models.WordLevel(vocab, unk_token=unknown))

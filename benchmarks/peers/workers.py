@@ -51,7 +51,7 @@ class Worker:
         try:
             given.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             given.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise WorkerError(f"the process ended: {error}") from error
         line = b"-"
         # Libraries print while they are imported, before answers have a channel of their own.
@@ -72,7 +72,7 @@ class Worker:
 
     def end(self) -> None:
         """Ends the process and waits for it."""
-        given, _ = _pipes(self.process)
+        given, answers = _pipes(self.process)
         with suppress(OSError):
             given.close()
         try:
@@ -80,6 +80,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        answers.close()
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

@@ -14,9 +14,8 @@ from isthmus.models.batching import OnBatch, check_texts, ignore, padded_batches
 from isthmus.models.hooks import run_until_captured
 from isthmus.models.language_model import LanguageModel
 
-
-# Up to so many padded tokens cost less than a pass of their own: an accelerator is faster per token,
-# and no faster at starting a pass.
+# Up to so many padded tokens cost less than a pass of their own: an accelerator is faster per
+# token, and no faster at starting a pass.
 _MAX_PADDING_CPU, _MAX_PADDING_ELSEWHERE = 128, 2048
 
 
@@ -58,7 +57,8 @@ def capture_activations(
 ) -> Iterator[CapturedBatch]:
     """Yields the activations of texts in batches of like length, longest first.
 
-    A batch is cut short where its padding would cost more than a batch of its own. Nothing after the last of the sites is computed; the language-model head never runs.
+    A batch is cut short where its padding would cost more than a batch of its own. Nothing after
+    the last of the sites is computed; the language-model head never runs.
 
     Args:
         lm: The model.
@@ -108,8 +108,8 @@ def _forward(lm: LanguageModel, batch: TokenBatch, sites: Sequence[Site]) -> dic
 
 
 def _check_finite(captured: CapturedBatch) -> None:
-    # A sum keeps every NaN and infinity at a tenth of the price, and is waited for once; that it may
-    # overflow by itself is why the values are then looked at one by one.
+    # Sums keep every NaN and infinity at a tenth of the price, and are waited for once; since one
+    # may overflow by itself, the values are then looked at one by one.
     sums = torch.stack([values.sum(dtype=torch.float32) for values in captured.values.values()])
     if bool(torch.isfinite(sums).all()):
         return

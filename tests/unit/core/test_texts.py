@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,7 +93,7 @@ def test_a_bucket_ends_where_the_next_text_would_bring_too_much_padding(
     order = [index for bucket in buckets for index in bucket]
     assert order == [i for bucket in length_buckets(lengths, batch_size) for i in bucket]
     assert all(padding(one) <= max_padding and len(one) <= batch_size for one in buckets)
-    for one, after in zip(buckets, buckets[1:], strict=False):
+    for one, after in pairwise(buckets):
         assert len(one) == batch_size or padding([*one, after[0]]) > max_padding
 
 
