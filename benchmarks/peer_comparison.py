@@ -18,7 +18,7 @@ from benchmarks.peers.material import FULL, QUICK, Material, write_material
 from benchmarks.peers.report import figure_end, write_page
 from benchmarks.peers.workers import Worker, WorkerError, start_worker
 from benchmarks.peers.workloads import BARE, OLD, PLAIN, Unable, measure_imports, measure_workloads
-from benchmarks.results import conditions, failed_checks, write_results
+from benchmarks.results import CaseResult, conditions, failed_checks, write_results
 from rich.console import Console
 
 from isthmus.core.errors import IsthmusError
@@ -46,38 +46,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.build_only:
         return 0
     rounds = given.repeats or material.n_repeats
+    found: list[CaseResult] = []
     try:
         with TemporaryDirectory() as name, ExitStack() as stack:
             folder = Path(name)
             write_material(folder, material, given.seed)
             workers, more = _start_all(folder, unable, given.threads, stack)
             unable += more
-            found, refused = measure_workloads(
-                workers, material, folder, (rounds, given.clock), console
-            )
-        unable += refused
-        found += [measure_imports(_built(unable), min(rounds, _N_IMPORTS))]
-        where = conditions(
-            {
-                "scale": material.name,
-                "threads": given.threads,
-                "clock": given.clock,
-                "seed": given.seed,
-            }
-        ) | {
-            "libraries": {worker.name: worker.about for worker in workers},
-            "environments": {one.name: installed_size(one) for one in _built(unable)},
-            "unable": [vars(one) for one in unable],
-        }
-        write_results(given.out, f"{material.name}-cpu", found, where, axis_end=figure_end(found))
-        if material == FULL and given.out == OUT:
-            write_page(PAGE, found, where)
+            where = _conditions(given, material, workers, unable)
+            asked = measure_workloads(workers, material, folder, (rounds, given.clock), console)
+            for one, refused in asked:
+                found.append(one)
+                unable += refused
+                _write(given.out, material, found, where)
+        found.append(measure_imports(_built(unable), min(rounds, _N_IMPORTS)))
+        _write(given.out, material, found, where)
     except IsthmusError as error:
         console.print(f"error: {error}", highlight=False)
         return 1
     for failed in failed_checks(found):
         console.print(f"not equal: {failed.case}: {failed.what}: {failed.difference:g}")
     return 1 if failed_checks(found) else 0
+
+
+def _conditions(
+    given: argparse.Namespace, material: Material, workers: list[Worker], unable: list[Unable]
+) -> dict[str, Any]:
+    settings = {"scale": material.name, "threads": given.threads, "clock": given.clock}
+    return conditions(settings | {"seed": given.seed}) | {
+        "libraries": {worker.name: worker.about for worker in workers},
+        "environments": {one.name: installed_size(one) for one in _built(unable)},
+        "unable": unable,
+    }
+
+
+def _write(
+    out: Path, material: Material, found: Sequence[CaseResult], where: dict[str, Any]
+) -> None:
+    """Writes what was found so far, so that a run that is stopped is not lost."""
+    shown = where | {"unable": [vars(one) for one in where["unable"]]}
+    write_results(out, f"{material.name}-cpu", found, shown, axis_end=figure_end(found))
+    if material == FULL and out == OUT:
+        write_page(PAGE, found, shown)
 
 
 def _build_all(console: Console) -> list[Unable]:

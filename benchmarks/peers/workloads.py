@@ -1,7 +1,7 @@
 """What libraries are asked to do turn by turn, and whether they come to the same values."""
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ def workloads(material: Material) -> list[Workload]:
     Returns:
         Captures of two corpora at two layers, and one steered generation.
     """
-    captures = [
+    captures = [  # those with limits first, so that a run that is stopped says most
         Workload(
             "Capture",
             f"{where} layer, {order}",
@@ -81,11 +81,13 @@ def workloads(material: Material) -> list[Workload]:
             TOLERANCE,
             LIMITS[where] if corpus == "mixed" else None,
         )
-        for where, layer in material.layers.items()
         for corpus, order in (("mixed", "as given"), ("sorted", "sorted by the caller"))
+        for where, layer in material.layers.items()
     ]
     name = f"{material.n_new} new tokens, batch {material.n_steered}"
-    return [*captures, Workload("Steered generation", name, "steer", {}, 0.0)]
+    steered = Workload("Steered generation", name, "steer", {}, 0.0)
+    n_layers = len(material.layers)
+    return [*captures[:n_layers], steered, *captures[n_layers:]]
 
 
 def measure_workloads(
@@ -94,7 +96,7 @@ def measure_workloads(
     folder: Path,
     timing: tuple[int, str],
     console: Console,
-) -> tuple[list[CaseResult], list[Unable]]:
+) -> Iterator[tuple[CaseResult, list[Unable]]]:
     """Asks every worker for every workload, compares values, then times them turn by turn.
 
     Args:
@@ -104,18 +106,15 @@ def measure_workloads(
         timing: Rounds, and the clock.
         console: Shows which workload is running.
 
-    Returns:
-        What was found, and what could not be done.
+    Yields:
+        tuple[CaseResult, list[Unable]]: What was found, and who could not do it.
     """
-    found, unable = [], []
     for work in workloads(material):
         console.print(f"{work.group}: {work.name}", highlight=False)
-        values, refused = _values(work, workers, folder)
-        unable += refused
+        values, unable = _values(work, workers, folder)
         able = [worker for worker in workers if worker.name in values]
         case = _case(work, able, values, timing)
-        found.append(_against_fastest(measure_case(case, timing[0]), case, work))
-    return found, unable
+        yield _against_fastest(measure_case(case, timing[0]), case, work), unable
 
 
 def _values(
