@@ -24,7 +24,7 @@ from isthmus.core.artifacts import write_json, write_text
 from isthmus.core.errors import IsthmusError
 from isthmus.models.language_model import LanguageModel
 
-LOAD = Load(n_texts=64, n_tokens=256, n_steered=16, n_new=48, n_rows=65_536, n_steps=300)
+LOAD = Load(n_texts=32, n_tokens=256, n_steered=16, n_new=48, n_rows=65_536, n_steps=300)
 TINY_LOAD = Load(n_texts=4, n_tokens=24, n_steered=4, n_new=6, n_rows=400, n_steps=10)
 _N_RUNS = 3
 
