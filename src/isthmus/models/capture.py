@@ -16,7 +16,7 @@ from isthmus.models.language_model import LanguageModel
 
 # Up to so many padded tokens cost less than a pass of their own: an accelerator is faster per
 # token, and no faster at starting a pass.
-_MAX_PADDING_CPU, _MAX_PADDING_ELSEWHERE = 64, 2048
+_MAX_PADDING_CPU, _MAX_PADDING_ELSEWHERE = 128, 2048
 
 
 @dataclass(frozen=True)
