@@ -6,10 +6,10 @@ RUNTIME := .venv/.installed-runtime
 DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench clean
+.PHONY: help setup demo test check fix bench bench-peers clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## make .venv with everything that development needs
 
@@ -34,6 +34,9 @@ fix: $(DEV) ## repair what ruff can repair
 
 bench: $(DEV) ## measure and write benchmarks/results/
 	$(BIN)/python benchmarks/run.py
+
+bench-peers: $(DEV) ## install nnsight, TransformerLens, pyvene … side by side and compare (package index)
+	$(BIN)/python benchmarks/peer_comparison.py
 
 clean: ## remove caches and build leftovers; keeps .venv and runs/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from isthmus.models.hooks import run_until_captured
 from isthmus.models.language_model import LanguageModel
 
 LIMIT = 1.05
+_ROUNDING = 1e-5  # batches that are cut where padding would grow have products of other shapes
 
 _ONE_PASS, _STREAMED = "run_until_captured", "capture_activations"
 _BARE, _AGAIN, _WHOLE = "bare blocks", "bare blocks again", "whole pass, plain hook"
@@ -73,6 +74,7 @@ def _case(
             Check(
                 f"{_STREAMED} = {_BARE}, padding left out",
                 lambda: _distance(streamed(), expected()[batch.is_real]),
+                _ROUNDING,
             ),
             Check(
                 f"{_WHOLE} = {_BARE}",
@@ -124,7 +126,7 @@ def _streamed(
     lm: LanguageModel, texts: list[EncodedText], site: Site
 ) -> Float[Tensor, "token d_model"]:
     batches = capture_activations(lm, texts, [site], batch_size=len(texts))
-    return next(batches).values[site]
+    return torch.cat([batch.values[site] for batch in batches])
 
 
 @torch.inference_mode()

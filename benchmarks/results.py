@@ -159,7 +159,14 @@ def to_json(found: Sequence[CaseResult], where: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def write_results(folder: Path, name: str, found: Sequence[CaseResult], where: Any) -> None:
+def write_results(
+    folder: Path,
+    name: str,
+    found: Sequence[CaseResult],
+    where: Any,
+    *,
+    axis_end: float = _AXIS_END,
+) -> None:
     """Writes `NAME.json` and `NAME.svg`.
 
     Args:
@@ -167,19 +174,21 @@ def write_results(folder: Path, name: str, found: Sequence[CaseResult], where: A
         name: Of the two files.
         found: What was measured.
         where: What `conditions` returned.
+        axis_end: Where the axis of the figure ends.
 
     Raises:
         OutputError: If the folder cannot be written to.
     """
     write_json(folder / f"{name}.json", to_json(found, where))
-    write_text(folder / f"{name}.svg", figure_of([c for one in found for c in one.comparisons]))
+    comparisons = [c for one in found for c in one.comparisons]
+    write_text(folder / f"{name}.svg", figure_of(comparisons, axis_end))
 
 
 def write_table(page: Path, found: Sequence[CaseResult], where: Mapping[str, Any]) -> None:
-    """Replaces what stands between the two marks of a page by the table of a run.
+    """Replaces what stands between `BEGIN` and `END` of a page by the table of a run.
 
     Args:
-        page: Markdown file that has `BEGIN` and, after it, `END`.
+        page: Markdown file that has both marks.
         found: What was measured.
         where: What `conditions` returned.
 
@@ -187,15 +196,33 @@ def write_table(page: Path, found: Sequence[CaseResult], where: Mapping[str, Any
         ArtifactError: If the page cannot be read or does not have both marks.
         OutputError: If it cannot be written to.
     """
+    write_between(page, table_of(found, where), (BEGIN, END))
+
+
+def write_between(page: Path, lines: str, marks: tuple[str, str]) -> None:
+    """Replaces what stands between two marks of a page.
+
+    Args:
+        page: Markdown file that has the first mark and, after it, the second.
+        lines: What is to stand there, the last line ended.
+        marks: The two marks.
+
+    Raises:
+        ArtifactError: If the page cannot be read or does not have both marks.
+        OutputError: If it cannot be written to.
+    """
+    begin_mark, end_mark = marks
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"cannot read {page}: {error.strerror}") from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
-        raise ArtifactError(f"{page} lacks {BEGIN} or, after it, {END}: restore both lines")
-    write_text(page, f"{before}{BEGIN}\n\n{table_of(found, where)}\n{END}{after}")
+        raise ArtifactError(
+            f"{page} lacks {begin_mark} or, after it, {end_mark}: restore both lines"
+        )
+    write_text(page, f"{before}{begin_mark}\n\n{lines}\n{end_mark}{after}")
 
 
 def table_of(found: Sequence[CaseResult], where: Mapping[str, Any]) -> str:
@@ -227,11 +254,12 @@ def table_of(found: Sequence[CaseResult], where: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure_of(comparisons: Sequence[Comparison]) -> str:
+def figure_of(comparisons: Sequence[Comparison], axis_end: float = _AXIS_END) -> str:
     """Draws every ratio as a bar with its interval and range, one panel per group.
 
     Args:
         comparisons: At least one.
+        axis_end: Where the axis ends; longer bars are cut off there.
 
     Returns:
         SVG text; lines mark 1 and 1.05, and the axis ends where differences would be lost.
@@ -244,23 +272,23 @@ def figure_of(comparisons: Sequence[Comparison]) -> str:
         figure = Figure(figsize=(10, 0.24 * sum(sizes)), layout="constrained")
         panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=sizes)[:, 0]
         for axes, (group, rows) in zip(panels, by_group.items(), strict=True):
-            _draw_panel(axes, group, rows)
+            _draw_panel(axes, group, rows, axis_end)
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()
 
 
-def _draw_panel(axes: Axes, group: str, rows: Sequence[Comparison]) -> None:
+def _draw_panel(axes: Axes, group: str, rows: Sequence[Comparison], axis_end: float) -> None:
     axes.set_title(group)
     for height, row in enumerate(rows):
         ratio, colour = row.ratio, _MISSED if row.verdict == "above" else _BAR
-        axes.barh(height, min(ratio.median, _AXIS_END), height=0.62, color=colour, linewidth=0)
+        axes.barh(height, min(ratio.median, axis_end), height=0.62, color=colour, linewidth=0)
         axes.plot(ratio.range, [height] * 2, color=_INK, linewidth=0.8)
         axes.plot(ratio.interval, [height] * 2, color=_INK, linewidth=2.2)
         place = axes.get_yaxis_transform()
         axes.text(1.01, height, f"{ratio.median:.3f}", transform=place, va="center")
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, _AXIS_END)
+    axes.set_xlim(0, axis_end)
     axes.axvline(1, color=_INK, linewidth=0.8)
     axes.axvline(1.05, color=_INK, linewidth=0.8, linestyle=(0, (3, 3)))
     axes.grid(axis="x", color=_RULE, linewidth=0.6)

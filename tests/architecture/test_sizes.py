@@ -8,6 +8,7 @@ FILES = sorted(
     path
     for folder in ("src", "tests", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

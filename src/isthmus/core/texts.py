@@ -94,15 +94,18 @@ def pad_batch(
     return TokenBatch(tuple(texts), token_ids, is_real, offsets, tuple(own))
 
 
-def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def length_buckets(
+    lengths: Sequence[int], batch_size: int, *, max_padding: int | None = None
+) -> list[list[int]]:
     """Groups indices into batches of like length, longest first, so that little is padded.
 
     Args:
         lengths: Length of every text.
         batch_size: Most texts in one batch, at least 1.
+        max_padding: Most padded tokens in one batch; as many as it takes when not given.
 
     Returns:
-        Every index once; all batches but the last are full.
+        Every index once; without `max_padding` all batches but the last are full.
 
     Raises:
         ConfigError: If `batch_size` is below 1.
@@ -110,4 +113,15 @@ def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if max_padding is None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    buckets: list[list[int]] = []
+    n_padded = 0
+    for i in order:
+        more = lengths[buckets[-1][0]] - lengths[i] if buckets else 0
+        if not buckets or len(buckets[-1]) == batch_size or n_padded + more > max_padding:
+            buckets.append([])
+            n_padded = more = 0
+        buckets[-1].append(i)
+        n_padded += more
+    return buckets

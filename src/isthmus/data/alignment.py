@@ -107,7 +107,9 @@ def pair_tokens(
         DataError: If the texts share less than half of the shorter one, or a prompt is empty.
     """
     if method in {"character_end", "chunk_boundary"}:
-        pairs = _by_character_end(source, target, _ends_of(source), _ends_of(target))
+        is_same = source.text == target.text
+        stretches = [] if is_same else shared_stretches(source, target)
+        pairs = _by_character_end(source, target, (_ends_of(source), _ends_of(target)), stretches)
         return pairs if method == "character_end" else _at_chunk_ends(source, target, pairs)
     if method == "index":
         both = np.arange(min(len(source), len(target)))
@@ -136,8 +138,9 @@ def pair_spans(source: EncodedText, target: EncodedText) -> TokenSpans:
         DataError: If the texts share less than half of the shorter one.
     """
     ours, theirs = _ends_of(source), _ends_of(target)
-    pairs = _by_character_end(source, target, ours, theirs)
-    in_source, in_target, lengths = _as_arrays(shared_stretches(source, target))
+    stretches = shared_stretches(source, target)
+    pairs = _by_character_end(source, target, (ours, theirs), stretches)
+    in_source, in_target, lengths = _as_arrays(stretches)
     return TokenSpans(
         _span_tokens(source, pairs.source, ours, _stretch_of(in_source, lengths, ours.places)),
         _span_tokens(target, pairs.target, theirs, _stretch_of(in_target, lengths, theirs.places)),
@@ -153,11 +156,16 @@ def _ends_of(text: EncodedText) -> _Ends:
 
 
 def _by_character_end(
-    source: EncodedText, target: EncodedText, ours: _Ends, theirs: _Ends
+    source: EncodedText,
+    target: EncodedText,
+    ends: tuple[_Ends, _Ends],
+    stretches: list[Stretch],
 ) -> TokenPairs:
+    """Pairs what ends at one character; of one text it needs no stretches."""
+    ours, theirs = ends
     places = theirs.places
     if source.text != target.text:
-        places = _in_source_text(shared_stretches(source, target), places)
+        places = _in_source_text(stretches, places)
     found = np.searchsorted(ours.places, places)
     is_shared = np.append(ours.places, _NOWHERE)[found] == places
     is_shared &= places != _NOWHERE

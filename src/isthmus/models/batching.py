@@ -71,7 +71,12 @@ def check_open(lm: LanguageModel, prompts: Sequence[EncodedText]) -> None:
 
 
 def padded_batches(
-    lm: LanguageModel, texts: Sequence[EncodedText], side: Side, batch_size: int
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    side: Side,
+    batch_size: int,
+    *,
+    max_padding: int | None = None,
 ) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
     """Yields batches of texts of like length, with their indices.
 
@@ -80,10 +85,12 @@ def padded_batches(
         texts: What to read.
         side: Where the padding goes.
         batch_size: Most texts in one batch.
+        max_padding: Most padded tokens in one batch, if there is a bound.
 
     Yields:
         tuple[tuple[int, ...], TokenBatch]: Indices of the texts, and the texts padded to the
             longest of them.
     """
-    for indices in length_buckets([len(text) for text in texts], batch_size):
+    lengths = [len(text) for text in texts]
+    for indices in length_buckets(lengths, batch_size, max_padding=max_padding):
         yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)

@@ -14,6 +14,10 @@ from isthmus.models.batching import OnBatch, check_texts, ignore, padded_batches
 from isthmus.models.hooks import run_until_captured
 from isthmus.models.language_model import LanguageModel
 
+# Up to so many padded tokens cost less than a pass of their own: an accelerator is faster per
+# token, and no faster at starting a pass.
+_MAX_PADDING_CPU, _MAX_PADDING_ELSEWHERE = 128, 2048
+
 
 @dataclass(frozen=True)
 class CapturedBatch:
@@ -53,13 +57,14 @@ def capture_activations(
 ) -> Iterator[CapturedBatch]:
     """Yields the activations of texts in batches of like length, longest first.
 
-    Nothing after the last of the sites is computed; the language-model head never runs.
+    A batch is cut short where its padding would cost more than a batch of its own. Nothing after
+    the last of the sites is computed; the language-model head never runs.
 
     Args:
         lm: The model.
         texts: What it reads.
         sites: Where to read.
-        batch_size: Texts per batch, at least 1.
+        batch_size: Most texts per batch, at least 1.
         on_batch: Told after each batch how many texts it held.
 
     Returns:
@@ -81,10 +86,15 @@ def _captured_batches(
     batch_size: int,
     on_batch: OnBatch,
 ) -> Iterator[CapturedBatch]:
-    for indices, batch in padded_batches(lm, texts, "right", batch_size):
-        is_real = batch.is_real.to(lm.device)
+    padding = _MAX_PADDING_CPU if lm.device.type == "cpu" else _MAX_PADDING_ELSEWHERE
+    for indices, batch in padded_batches(lm, texts, "right", batch_size, max_padding=padding):
+        # Found on the host: an accelerator would have to be waited for, site by site.
+        real = batch.is_real.flatten().nonzero().squeeze(1).to(lm.device)
         # Selected outside inference mode: fits with gradients can use what comes out.
-        values = {site: value[is_real] for site, value in _forward(lm, batch, sites).items()}
+        values = {
+            site: value.flatten(0, 1).index_select(0, real)
+            for site, value in _forward(lm, batch, sites).items()
+        }
         captured = CapturedBatch(indices, tuple(len(text) for text in batch.texts), values)
         _check_finite(captured)
         yield captured
@@ -98,10 +108,13 @@ def _forward(lm: LanguageModel, batch: TokenBatch, sites: Sequence[Site]) -> dic
 
 
 def _check_finite(captured: CapturedBatch) -> None:
+    # Sums keep every NaN and infinity at a tenth of the price, and are waited for once; since one
+    # may overflow by itself, the values are then looked at one by one.
+    sums = torch.stack([values.sum(dtype=torch.float32) for values in captured.values.values()])
+    if bool(torch.isfinite(sums).all()):
+        return
     for site, values in captured.values.items():
-        # A sum keeps every NaN and infinity at a tenth of the price; that it may overflow by itself
-        # is why the values are then looked at one by one.
-        if bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all()):
+        if bool(torch.isfinite(values).all()):
             continue
         rows = zip(captured.indices, captured.rows(site), strict=True)
         index = next(i for i, row in rows if not bool(torch.isfinite(row).all()))

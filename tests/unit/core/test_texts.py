@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,6 +79,22 @@ def test_full_buckets_never_need_more_padding_than_the_given_order(lengths, batc
     indices = list(range(len(lengths)))
     as_given = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     assert padded(length_buckets(lengths, batch_size)) <= padded(as_given)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 9), max_padding=st.integers(0, 60))
+@settings(deadline=None)
+def test_a_bucket_ends_where_the_next_text_would_bring_too_much_padding(
+    lengths, batch_size, max_padding
+):
+    def padding(bucket):
+        return sum(lengths[bucket[0]] - lengths[i] for i in bucket)
+
+    buckets = length_buckets(lengths, batch_size, max_padding=max_padding)
+    order = [index for bucket in buckets for index in bucket]
+    assert order == [i for bucket in length_buckets(lengths, batch_size) for i in bucket]
+    assert all(padding(one) <= max_padding and len(one) <= batch_size for one in buckets)
+    for one, after in pairwise(buckets):
+        assert len(one) == batch_size or padding([*one, after[0]]) > max_padding
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
