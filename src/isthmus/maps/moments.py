@@ -60,6 +60,33 @@ class PairMoments:
         # Below the blocks on its diagonal the first is stale until somebody looks at it.
         self._is_mirrored = True
 
+    @classmethod
+    def of_sums(
+        cls,
+        n: int,
+        means: tuple[Float[Tensor, " d_source"], Float[Tensor, " d_target"]],
+        scatters: tuple[
+            Float[Tensor, "d_source d_source"],
+            Float[Tensor, "d_source d_target"],
+            Float[Tensor, " d_target"],
+        ],
+    ) -> "PairMoments":
+        """Returns moments of sums that are known already; later updates leave them unchanged.
+
+        Args:
+            n: Pairs.
+            means: Of the source and of the target activations, float64.
+            scatters: Sxx, Sxy and the diagonal of Syy, float64.
+
+        Returns:
+            Moments that share memory with the sums.
+        """
+        moments = object.__new__(cls)
+        moments.n, moments._is_shared, moments._is_mirrored = n, True, True
+        moments.source_mean, moments.target_mean = means
+        moments._upper, moments._cross, moments.target_scatter = scatters
+        return moments
+
     @property
     def source_scatter(self) -> Float[Tensor, "d_source d_source"]:
         """Sxx = Σ (x - x̄)(x - x̄)ᵀ; later updates leave what was returned unchanged."""
@@ -125,13 +152,15 @@ class PairMoments:
         return self._cut(slice(start, stop), slice(None))
 
     def _cut(self, source: slice, target: slice) -> "PairMoments":
-        part = object.__new__(PairMoments)
-        part.n, part._is_shared, part._is_mirrored = self.n, True, True
-        part.source_mean, part.target_mean = self.source_mean[source], self.target_mean[target]
-        part.target_scatter = self.target_scatter[target]
-        part._upper = self.source_scatter[source, source]
-        part._cross = self.cross_scatter[source, target]
-        return part
+        return PairMoments.of_sums(
+            self.n,
+            (self.source_mean[source], self.target_mean[target]),
+            (
+                self.source_scatter[source, source],
+                self.cross_scatter[source, target],
+                self.target_scatter[target],
+            ),
+        )
 
     def scaled(
         self, source_scale: Float[Tensor, " d_source"], target_scale: Float[Tensor, " d_target"]
@@ -145,14 +174,15 @@ class PairMoments:
         Returns:
             Moments that share no memory with these.
         """
-        other = PairMoments(self.d_source, self.d_target, self.source_mean.device)
-        other.n = self.n
-        other.source_mean = self.source_mean / source_scale
-        other.target_mean = self.target_mean / target_scale
-        other._upper = self.source_scatter / source_scale / source_scale[:, None]
-        other._cross = self.cross_scatter / source_scale[:, None] / target_scale
-        other.target_scatter = self.target_scatter / target_scale.square()
-        return other
+        return PairMoments.of_sums(
+            self.n,
+            (self.source_mean / source_scale, self.target_mean / target_scale),
+            (
+                self.source_scatter / source_scale / source_scale[:, None],
+                self.cross_scatter / source_scale[:, None] / target_scale,
+                self.target_scatter / target_scale.square(),
+            ),
+        )
 
     def update(
         self,
@@ -201,8 +231,8 @@ class PairMoments:
             copy[n] = (means[-1] - mean) * (self.n * n / total) ** 0.5
         x, y = (copy[: n + 1] for copy in held)
         self._is_mirrored = False
-        for rows, right in _blocks(self.d_source):
-            self._upper[rows, right].addmm_(x[:, rows].T, x[:, right])
+        for block, right in _blocks(self.d_source):
+            self._upper[block, right].addmm_(x[:, block].T, x[:, right])
         self._cross.addmm_(x.T, y)
         self.target_scatter = self.target_scatter + torch.linalg.vector_norm(y, dim=0).square()
         self.source_mean = self.source_mean + (means[0] - self.source_mean) * (n / total)

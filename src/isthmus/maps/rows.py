@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ MOST_IN_MEMORY = 2**30
 _ROWS_AT_ONCE = 8192
 
 
+@runtime_checkable
 class Pairs(Protocol):
     """Paired activations of one target site, wherever they lie."""
 
