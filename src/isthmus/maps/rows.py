@@ -41,15 +41,13 @@ class Pairs(Protocol):
         """How many consecutive pairs each text gave; empty when nobody kept count."""
         ...
 
-    def batches(
-        self, n_rows: int = _ROWS_AT_ONCE
-    ) -> Iterator[tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]]:
+    def batches(self, n_rows: int = _ROWS_AT_ONCE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields all pairs in order, so many at once."""
         ...
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields every pair once, in random order, so many at once."""
         ...
 
@@ -102,9 +100,7 @@ class PairedRows:
         """Moments of these pairs."""
         return moments_of(self)
 
-    def batches(
-        self, n_rows: int = _ROWS_AT_ONCE
-    ) -> Iterator[tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]]:
+    def batches(self, n_rows: int = _ROWS_AT_ONCE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields all pairs in order.
 
         Args:
@@ -117,7 +113,7 @@ class PairedRows:
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields every pair once; every order is as likely as any other.
 
         Args:
@@ -125,8 +121,7 @@ class PairedRows:
             generator: Source of randomness.
 
         Yields:
-            tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]: Source and target
-                rows.
+            tuple[Tensor, Tensor]: Source rows and their target rows.
         """
         order = torch.randperm(self.n_rows, generator=generator, device=generator.device)
         for batch in order.split(batch_size):
