@@ -30,6 +30,10 @@ MapName = Literal[
     "identity",
     "auto",
 ]
+PairingName = Annotated[
+    Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
+    typer.Option(help="How tokens are paired."),
+]
 Model = Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")]
 
 
@@ -47,11 +51,23 @@ def capture(
     prompts: Annotated[Path, typer.Argument(help="JSONL with prompt, or one prompt per line.")],
     out: Out,
     sites: Sites = "all",
+    target: Annotated[
+        str | None, typer.Option(help="Second model: pairs of both are kept.")
+    ] = None,
+    target_sites: Annotated[str, typer.Option(help="Sites of the target, as for --sites.")] = "all",
+    pairing: PairingName = "character_end",
+    storage_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Type in the files.")
+    ] = "float32",
+    rows_per_shard: Annotated[int, typer.Option(help="Most rows of one file.")] = 16384,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add prompts that follow those of a finished store.")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,
 ) -> None:
-    """Keep a model's activations over a file of prompts."""
+    """Keep activations over a file of prompts, of one model or in pairs; goes on where it ended."""
     from isthmus.workflows.capture import capture as work
 
     with RichProgress() as progress:
@@ -60,6 +76,12 @@ def capture(
             prompts,
             out=out,
             sites=sites,
+            target=target,
+            target_sites=target_sites,
+            pairing=pairing,
+            storage_dtype=storage_dtype,
+            rows_per_shard=rows_per_shard,
+            append=append,
             dtype=dtype,
             device=device,
             batch_size=batch_size,
@@ -129,10 +151,7 @@ def learn_map(
         MapName,
         typer.Option(help="Which map; auto chooses by held-out score."),
     ] = "ridge",
-    pairing: Annotated[
-        Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
-        typer.Option(help="How tokens are paired."),
-    ] = "character_end",
+    pairing: PairingName = "character_end",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -140,6 +159,10 @@ def learn_map(
     downstream_steps: Annotated[
         int, typer.Option(min=0, help="Steps of fine-tuning on what the target then predicts.")
     ] = 0,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Store of pairs that is read, or captured first where it is not there."),
+    ] = None,
 ) -> None:
     """Fit a map between two models' activation spaces and score it on held-out texts."""
     from isthmus.workflows.learn_map import learn_map as work
@@ -159,6 +182,7 @@ def learn_map(
             batch_size=batch_size,
             seed=seed,
             downstream_steps=downstream_steps,
+            store=store,
             progress=progress,
         )
     quality = fitted.quality
@@ -199,11 +223,16 @@ def transfer(
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="Artifact, results folder, model or organism:NAME.")],
+    path: Annotated[
+        str, typer.Argument(help="Artifact, store, results folder, model or organism:NAME.")
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every shard of a store, too.")
+    ] = False,
 ) -> None:
-    """Show what an artifact, a run or a model holds, and check that it is whole."""
+    """Show what an artifact, a store, a run or a model holds, and check that it is whole."""
     import json
 
     from isthmus.workflows.inspect import inspect as work
 
-    print_text(json.dumps(work(path), indent=2, ensure_ascii=False, default=str))
+    print_text(json.dumps(work(path, verify=verify), indent=2, ensure_ascii=False, default=str))

@@ -1,28 +1,29 @@
-"""`capture`: reads a model's activations over a file of prompts and keeps them."""
+"""`capture`: reads a model, or two over the same prompts, and keeps the activations in a store."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
-from isthmus.core.artifacts import write_artifact
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions
 from isthmus.core.sites import Site
-from isthmus.data.prompts import read_questions
-from isthmus.models.capture import all_token_activations
-from isthmus.models.encoding import encode_prompts
-from isthmus.models.language_model import load_language_model
-from isthmus.workflows.config import Dtype
-
-KIND = "activations"
+from isthmus.data.prompts import Question, stream_questions
+from isthmus.data.store_format import ROWS_PER_SHARD, Role, StorageDtype
+from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.workflows.config import Dtype, Pairing
+from isthmus.workflows.store_filling import fill_store, spec_of_store
 
 
 def capture(
     model: str,
-    prompts: str | Path,
+    prompts: str | Path | Iterable[str | Question],
     *,
     out: str | Path,
     sites: str | tuple[Site | str | int | float, ...] = "all",
+    target: str | None = None,
+    target_sites: str | tuple[Site | str | int | float, ...] = "all",
+    pairing: Pairing = "character_end",
+    storage_dtype: StorageDtype = "float32",
+    rows_per_shard: int = ROWS_PER_SHARD,
+    append: bool = False,
     dtype: Dtype = "auto",
     device: str = "auto",
     batch_size: int = 64,
@@ -30,15 +31,22 @@ def capture(
 ) -> Path:
     """Writes the activations of every token of every prompt at the given sites.
 
-    The artifact holds one tensor per site, `[token d_model]` in float32 with the prompts one below
-    the other, and for every token its prompt (`prompt_index`), id (`token_ids`) and the character
-    where it ends in the rendered text (`ends`).
+    With a target the store holds pairs: of tokens of both models that belong together, the
+    activations of both. A store that was not finished is gone on with; of one that is finished with
+    these prompts nothing is read again.
 
     Args:
-        model: Hub name, local folder or `organism:NAME`.
-        prompts: JSONL with `prompt` (and `answer`, which is then read too), or one prompt per line.
-        out: Folder to write.
+        model: Hub name, local folder or `organism:NAME`; with a target it is the source.
+        prompts: JSONL with `prompt` (and `answer`, which is then read too), or one prompt per line;
+            in Python also a stream of prompts.
+        out: Folder of the store.
         sites: `all`, or sites such as `resid_post[3]`, `3`, `0.6`.
+        target: Second model, for pairs.
+        target_sites: Sites of the target.
+        pairing: How tokens are paired, as for `learn_map`.
+        storage_dtype: Type of the activations in the files.
+        rows_per_shard: Most rows of a file; one that was not finished is lost when a run is killed.
+        append: Whether prompts that follow those of a finished store are added to it.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
         batch_size: Prompts per forward pass.
@@ -48,32 +56,37 @@ def capture(
         The folder.
 
     Raises:
-        IsthmusError: If the model, a site, the prompts or the place cannot be used.
+        IsthmusError: If a model, a site, the prompts or the place cannot be used.
     """
-    lm = load_language_model(model, dtype=dtype, device=device)
-    wanted = lm.sites(sites)
-    questions = read_questions(Path(prompts))
-    texts = [
-        text
-        for question in questions
-        for text in encode_prompts(
-            lm.tokenizer,
-            [question.prompt],
-            answers=None if question.answer is None else [question.answer],
-        )
-    ]
-    with (progress or SilentProgress()).stage("capture", len(texts)) as advance:
-        read = all_token_activations(lm, texts, wanted, batch_size=batch_size, on_batch=advance)
-    tensors = {str(site): torch.cat(rows) for site, rows in read.items()}
-    lengths = torch.tensor([len(text) for text in texts])
-    tensors["prompt_index"] = torch.repeat_interleave(torch.arange(len(texts)), lengths)
-    tensors["token_ids"] = torch.tensor([i for text in texts for i in text.token_ids])
-    tensors["ends"] = torch.tensor([end for text in texts for end in text.ends])
-    fields = {
-        "model": lm.identity.to_json(),
-        "sites": [str(site) for site in wanted],
-        "texts": [text.text for text in texts],
-        "versions": package_versions(),
-    }
-    write_artifact(Path(out), KIND, fields, tensors)
-    return Path(out)
+    n_texts = None
+    if isinstance(prompts, str | Path):
+        # Damaged rows are found before hours of reading.
+        n_texts = sum(1 for _ in stream_questions(Path(prompts)))
+    source = load_language_model(model, dtype=dtype, device=device)
+    models: dict[Role, LanguageModel] = {"source": source}
+    read: dict[Role, tuple[Site, ...]] = {"source": source.sites(sites)}
+    if target is not None:
+        models["target"] = load_language_model(target, dtype=dtype, device=device)
+        read["target"] = models["target"].sites(target_sites)
+    spec = spec_of_store(
+        models, read, pairing=pairing, storage_dtype=storage_dtype, rows_per_shard=rows_per_shard
+    )
+    store = fill_store(
+        out,
+        spec,
+        models,
+        _questions(prompts),
+        batch_size=batch_size,
+        append=append,
+        n_texts=n_texts,
+        progress=progress or SilentProgress(),
+    )
+    return store.folder
+
+
+def _questions(prompts: str | Path | Iterable[str | Question]) -> Iterator[Question]:
+    if isinstance(prompts, str | Path):
+        yield from stream_questions(Path(prompts))
+        return
+    for one in prompts:
+        yield Question(one) if isinstance(one, str) else one
