@@ -38,6 +38,17 @@ JudgeSettings = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts per forward pass.")]
 
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option(help="Who computes: this machine, or a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="With --engine ray: of a running cluster, or auto; one is started if omitted."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="With --engine ray: workers at once.")]
+
 
 def as_site(written: str | None) -> str | None:
     """Returns a site as written, or None when it was left out or blank."""
