@@ -22,8 +22,8 @@ class CapturedBatch:
     Attributes:
         indices: Which of the given texts these are.
         row_lengths: How many tokens each of them has.
-        values: For every site one row per token, text after text, on the model's device and in its
-            dtype.
+        values: For every site one row per token, text after text, on the device of the site's block
+            and in the model's dtype.
     """
 
     indices: tuple[int, ...]
@@ -82,9 +82,11 @@ def _captured_batches(
     on_batch: OnBatch,
 ) -> Iterator[CapturedBatch]:
     for indices, batch in padded_batches(lm, texts, "right", batch_size):
-        is_real = batch.is_real.to(lm.device)
         # Selected outside inference mode: fits with gradients can use what comes out.
-        values = {site: value[is_real] for site, value in _forward(lm, batch, sites).items()}
+        values = {
+            site: value[batch.is_real.to(value.device)]
+            for site, value in _forward(lm, batch, sites).items()
+        }
         captured = CapturedBatch(indices, tuple(len(text) for text in batch.texts), values)
         _check_finite(captured)
         yield captured
