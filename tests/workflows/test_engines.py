@@ -13,12 +13,11 @@ from tests.workflows.counting_shards import asked_of, counting_job, wait_until
 from tests.workflows.ray_cluster import ENGINE, small_cluster
 from tests.workflows.small import brief_config, names_in, save_tiny, write_world_questions
 
-from isthmus.core.artifacts import read_artifact, read_json
+from isthmus.core.artifacts import read_json
 from isthmus.core.errors import ConfigError, DataError, EngineError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.provenance import machine
 from isthmus.studies.transfer_matrix import transfer_matrix
-from isthmus.workflows import capture_shards
 from isthmus.workflows.capture import capture
 from isthmus.workflows.engines.choosing import engine_named
 from isthmus.workflows.engines.hosting import Answer, fingerprint
@@ -157,18 +156,48 @@ def test_who_stops_listening_leaves_no_worker_behind(log, tmp_path):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_capture_is_the_same_whoever_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(capture_shards, "PROMPTS_PER_SHARD", 8)
-    model = save_tiny(tmp_path / "model")
+def test_a_store_has_the_same_bytes_whoever_captures_its_shards(tmp_path):
+    names = {role: save_tiny(tmp_path / role, seed=i) for i, role in enumerate(("one", "two"))}
     prompts = write_world_questions(tmp_path / "prompts.jsonl", 20)
-    for name, engine in (("here", LocalEngine()), ("there", ENGINE)):
-        capture(model, prompts, out=tmp_path / name, batch_size=4, engine=engine)
-    here, there = (read_artifact(tmp_path / name) for name in ("here", "there"))
-    assert here.fields == there.fields
-    assert len(here.fields["texts"]) == 20
-    assert here.tensors.keys() == there.tensors.keys()
-    assert all(here.tensors[name].equal(there.tensors[name]) for name in here.tensors)
-    assert here.tensors["prompt_index"].unique().tolist() == list(range(20))
+    for name, engine in (("here", "local"), ("there", ENGINE)):
+        folder = capture(
+            names["one"],
+            prompts,
+            out=tmp_path / name,
+            target=names["two"],
+            target_sites="1",
+            batch_size=4,
+            rows_per_shard=200,
+            engine=engine,
+        )
+        if name == "there":
+            # Of a store that is there but for one shard, that one alone is captured.
+            kept = sorted(folder.glob("shard-*"))
+            kept[1].unlink()
+            progress = Watched()
+            capture(
+                names["one"],
+                prompts,
+                out=folder,
+                target=names["two"],
+                target_sites="1",
+                batch_size=4,
+                rows_per_shard=200,
+                engine=Elsewhere(),
+                progress=progress,
+            )
+            assert 0 < progress.done < 10
+    assert names_in(tmp_path / "here") == names_in(tmp_path / "there")
+    assert len(names_in(tmp_path / "here")) > 4
+    for name in names_in(tmp_path / "here"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+
+class Elsewhere:
+    """The local engine under another name, so that verbs hand it their shards."""
+
+    def run(self, job: Job, into: Path, progress: SilentProgress) -> Iterator:
+        return LocalEngine().run(job, into, progress)
 
 
 @pytest.mark.usefixtures("cluster")

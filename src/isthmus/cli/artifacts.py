@@ -40,6 +40,10 @@ MapName = Literal[
     "identity",
     "auto",
 ]
+PairingName = Annotated[
+    Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
+    typer.Option(help="How tokens are paired."),
+]
 Model = Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")]
 
 
@@ -57,6 +61,18 @@ def capture(
     prompts: Annotated[Path, typer.Argument(help="JSONL with prompt, or one prompt per line.")],
     out: Out,
     sites: Sites = "all",
+    target: Annotated[
+        str | None, typer.Option(help="Second model: pairs of both are kept.")
+    ] = None,
+    target_sites: Annotated[str, typer.Option(help="Sites of the target, as for --sites.")] = "all",
+    pairing: PairingName = "character_end",
+    storage_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Type in the files.")
+    ] = "float32",
+    rows_per_shard: Annotated[int, typer.Option(help="Most rows of one file.")] = 16384,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add prompts that follow those of a finished store.")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -64,7 +80,7 @@ def capture(
     address: Address = None,
     n_workers: Workers = None,
 ) -> None:
-    """Keep a model's activations over a file of prompts."""
+    """Keep activations over a file of prompts, of one model or in pairs; goes on where it ended."""
     from isthmus.workflows.capture import capture as work
 
     with RichProgress() as progress:
@@ -73,6 +89,12 @@ def capture(
             prompts,
             out=out,
             sites=sites,
+            target=target,
+            target_sites=target_sites,
+            pairing=pairing,
+            storage_dtype=storage_dtype,
+            rows_per_shard=rows_per_shard,
+            append=append,
             dtype=dtype,
             device=device,
             batch_size=batch_size,
@@ -143,10 +165,7 @@ def learn_map(
         MapName,
         typer.Option(help="Which map; auto chooses by held-out score."),
     ] = "ridge",
-    pairing: Annotated[
-        Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
-        typer.Option(help="How tokens are paired."),
-    ] = "character_end",
+    pairing: PairingName = "character_end",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -204,11 +223,16 @@ def transfer(
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="Artifact, results folder, model or organism:NAME.")],
+    path: Annotated[
+        str, typer.Argument(help="Artifact, store, results folder, model or organism:NAME.")
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every shard of a store, too.")
+    ] = False,
 ) -> None:
-    """Show what an artifact, a run or a model holds, and check that it is whole."""
+    """Show what an artifact, a store, a run or a model holds, and check that it is whole."""
     import json
 
     from isthmus.workflows.inspect import inspect as work
 
-    print_text(json.dumps(work(path), indent=2, ensure_ascii=False, default=str))
+    print_text(json.dumps(work(path, verify=verify), indent=2, ensure_ascii=False, default=str))

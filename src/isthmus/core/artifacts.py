@@ -1,29 +1,46 @@
 """The only place that reads and writes artifacts: safetensors + JSON, written atomically.
 
 An artifact is a folder with `artifact.json` (its kind, format version, fields, and the hash of the
-tensor file) and, when it holds tensors, `tensors.safetensors`.
+tensor file) and, when it holds tensors, `tensors.safetensors`. Tensors that do not fit into memory
+are written row by row (`tensor_file`) and read as memory maps (`mapped_tensors`).
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
 from safetensors import SafetensorError as SafetensorError  # noqa: PLC0414 - a re-export
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError
+from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError, ShapeError
 
 FORMAT = 1
 MANIFEST_NAME = "artifact.json"
 TENSORS_NAME = "tensors.safetensors"
+
+TensorShape = tuple[torch.dtype, tuple[int, ...]]
+"""Type and shape of a tensor that is yet to be written."""
+
+WriteRows = Callable[[str, int, Tensor], None]
+"""Writes rows of one tensor, by its name, from a row on."""
+
+_FORMAT_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
 
 
 @dataclass(frozen=True)
@@ -118,18 +135,102 @@ def write_text(path: Path, text: str) -> None:
         OutputError: If the place cannot be written to.
     """
     path = Path(path)
+    with _file_beside(path) as staging, _writing_to(path):
+        staging.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def _file_beside(path: Path) -> Iterator[Path]:
+    """Yields an empty file that takes the place of `path` when the body ends without an error."""
     with _writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
     staging = Path(name)
     try:
+        yield staging
         with _writing_to(path):
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
             staging.chmod(0o644)
             staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def tensor_file(path: Path, shapes: Mapping[str, TensorShape]) -> Iterator[WriteRows]:
+    """Yields what writes rows, in any order, into a safetensors file of known shapes.
+
+    The file takes its place when the body ends without an error. Only rows that are being written
+    are in memory. Rows that nobody writes are zero.
+
+    Args:
+        path: The file; its parents are made too.
+        shapes: Type and shape of every tensor, by name; the first axis is the row.
+
+    Yields:
+        WriteRows: Called with a name, the first row and rows of that tensor's type and shape.
+
+    Raises:
+        OutputError: If the place cannot be written to.
+        ShapeError: If rows do not fit their tensor.
+    """
+    path = Path(path)
+    header, starts = _tensor_header(shapes)
+    with _file_beside(path) as staging, staging.open("r+b", buffering=0) as stream:
+
+        def write_at(place: int, raw: memoryview) -> None:
+            with _writing_to(path):
+                while raw:
+                    n = os.pwrite(stream.fileno(), raw, place)
+                    raw, place = raw[n:], place + n
+
+        def write(name: str, first_row: int, rows: Tensor) -> None:
+            dtype, shape = shapes[name]
+            is_inside = 0 <= first_row <= first_row + len(rows) <= shape[0]
+            if rows.dtype != dtype or tuple(rows.shape[1:]) != shape[1:] or not is_inside:
+                raise ShapeError(
+                    f"rows {first_row} to {first_row + len(rows)} of shape {tuple(rows.shape)} and "
+                    f"{rows.dtype} do not fit {name}, {shape} of {dtype}"
+                )
+            size = math.prod(shape[1:]) * dtype.itemsize
+            plain = rows.detach().cpu().flatten().view(torch.uint8)
+            write_at(starts[name] + first_row * size, plain.numpy().data)
+
+        write_at(0, memoryview(header))
+        with _writing_to(path):
+            os.truncate(stream.fileno(), starts[""])
+        yield write
+        with _writing_to(path):
+            os.fsync(stream.fileno())
+
+
+def _tensor_header(shapes: Mapping[str, TensorShape]) -> tuple[bytes, dict[str, int]]:
+    """Returns the head of a safetensors file and where tensors begin; under "" where it ends."""
+    # Wide types first, so that every tensor lies at a multiple of its width.
+    names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+    fields, starts, place = {}, {}, 0
+    for name in names:
+        dtype, shape = shapes[name]
+        stop = place + math.prod(shape) * dtype.itemsize
+        kind = _FORMAT_NAMES[dtype]
+        fields[name] = {"dtype": kind, "shape": shape, "data_offsets": [place, stop]}
+        starts[name], place = place, stop
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: len(head) + start for name, start in {**starts, "": place}.items()}
+
+
+def mapped_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file as memory maps: rows are read when they are used.
+
+    Raises:
+        ArtifactError: If the file is missing or not whole.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,9 +1,9 @@
 """Prompt files as rows, each with its place for messages."""
 
 import csv
-import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +23,13 @@ class PromptRow(NamedTuple):
 
 
 def prompt_rows(path: Path) -> Iterator[PromptRow]:
-    """Returns the rows of a `.jsonl`, `.csv` or `.txt` file.
+    """Yields the rows of a `.jsonl`, `.csv` or `.txt` file, line by line but for `.csv`.
 
     Args:
         path: The file; lines of text become rows with `prompt`.
 
-    Returns:
-        Rows with their places.
+    Yields:
+        PromptRow: Rows with their places.
 
     Raises:
         DataError: If the file is missing, empty, not UTF-8 or of another type, or a row is damaged.
@@ -37,51 +37,64 @@ def prompt_rows(path: Path) -> Iterator[PromptRow]:
     readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".txt": _plain_rows}
     if path.suffix not in readers:
         raise DataError(f"cannot read {path}: expected a .jsonl, .csv or .txt file")
-    text = _read(path)
-    if not text.strip():
+    lines = _lines(path)
+    begun: list[_Line] = []
+    for line in lines:
+        begun.append(line)
+        if line.text.strip():
+            break
+    else:
         raise DataError(f"{path} is empty: expected at least one prompt")
-    return readers[path.suffix](path, text)
+    yield from readers[path.suffix](path, itertools.chain(begun, lines))
 
 
-def _read(path: Path) -> str:
+class _Line(NamedTuple):
+    number: int
+    text: str
+
+    def place(self, path: Path) -> str:
+        return f"{path}, line {self.number}"
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    # Only "\n" ends a line: others, such as U+2028, may stand within a JSON text.
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                encoding = "utf-8-sig" if number == 1 else "utf-8"
+                yield _Line(number, raw.decode(encoding))
     except FileNotFoundError:
         raise DataError(f"no file {path}: check the path") from None
+    except UnicodeDecodeError:
+        place = f"{path}, line {number}"
+        raise DataError(f"{place}: not UTF-8, save the file as UTF-8") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8, save the file as UTF-8") from None
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    # str.splitlines would also split at U+2028 and its kin, which may stand within a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.strip()
-
-
-def _json_rows(path: Path, text: str) -> Iterator[PromptRow]:
-    for place, line in _lines(path, text):
+def _json_rows(path: Path, lines: Iterable[_Line]) -> Iterator[PromptRow]:
+    for line in lines:
+        if not (text := line.text.strip()):
+            continue
         try:
-            values = json.loads(line)
+            values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON ({error.msg}), expected one object") from None
+            raise DataError(
+                f"{line.place(path)}: not JSON ({error.msg}), expected one object"
+            ) from None
         if not isinstance(values, dict):
-            raise DataError(f"{place}: found {line[:60]}, expected a JSON object")
-        yield PromptRow(place, values)
+            raise DataError(f"{line.place(path)}: found {text[:60]}, expected a JSON object")
+        yield PromptRow(line.place(path), values)
 
 
-def _plain_rows(path: Path, text: str) -> Iterator[PromptRow]:
-    for place, line in _lines(path, text):
-        yield PromptRow(place, {"prompt": line})
+def _plain_rows(path: Path, lines: Iterable[_Line]) -> Iterator[PromptRow]:
+    for line in lines:
+        if text := line.text.strip():
+            yield PromptRow(line.place(path), {"prompt": text})
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[PromptRow]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv_rows(path: Path, lines: Iterable[_Line]) -> Iterator[PromptRow]:
+    reader = csv.DictReader((line.text for line in lines), strict=True)
     try:
         for values in reader:
             place = f"{path}, line {reader.line_num}"

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,20 +117,29 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     Raises:
         DataError: If the file or a row cannot be used.
     """
-    path = Path(path)
-    questions: list[Question] = []
+    return tuple(stream_questions(path))
+
+
+def stream_questions(path: Path) -> Iterator[Question]:
+    """Yields questions one by one as `read_questions` reads them; refuses what it refuses.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Question: In file order.
+    """
     seen: dict[str, str] = {}
-    for row in prompt_rows(path):
+    for row in prompt_rows(Path(path)):
         others = {key: _optional(row, key) for key in _OTHERS}
         question = Question(_text(row, "prompt"), **others)
         if question.answer_to_clean and not question.clean:
             raise DataError(f"{row.place}: 'answer_to_clean' without 'clean': add the clean prompt")
         for prompt in question.prompts:
             _note(seen, prompt, row.place)
-        questions.append(question)
-    if not questions:
+        yield question
+    if not seen:
         raise DataError(f"{path} holds no prompt: expected at least one")
-    return tuple(questions)
 
 
 def read_contrast(path: Path) -> ContrastPrompts:
@@ -332,7 +341,8 @@ def _hash(text: str) -> bytes:
 
 def _note(seen: dict[str, str], prompt: str, place: str) -> None:
     """Remembers where a prompt stands, and refuses the second place."""
-    key = normalised(prompt)
+    # A digest, for the prompts of a large file may not fit into memory.
+    key = hashlib.sha256(normalised(prompt).encode(errors="surrogatepass")).hexdigest()
     if key in seen:
         raise DataError(f"{place}: {prompt!r} is already at {seen[key]}: remove one of them")
     seen[key] = place

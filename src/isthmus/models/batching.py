@@ -24,7 +24,12 @@ def ignore(_n_texts: int) -> None:
 
 
 def check_texts(
-    lm: LanguageModel, texts: Sequence[EncodedText], batch_size: int, *, n_new: int = 0
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    batch_size: int,
+    *,
+    n_new: int = 0,
+    first: int = 0,
 ) -> None:
     """Refuses texts that a model cannot read.
 
@@ -33,6 +38,7 @@ def check_texts(
         texts: What it is to read.
         batch_size: Texts per batch, at least 1.
         n_new: Tokens that will be generated after each text.
+        first: Number of the first of them, for the message.
 
     Raises:
         ConfigError: If `batch_size` is below 1.
@@ -42,7 +48,7 @@ def check_texts(
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
     if not texts:
         raise DataError("no texts given: give at least one")
-    for index, text in enumerate(texts):
+    for index, text in enumerate(texts, start=first):
         if not len(text):
             raise DataError(f"text {index} has no tokens: leave it out")
         if lm.n_positions is not None and len(text) + n_new > lm.n_positions:

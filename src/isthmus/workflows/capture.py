@@ -1,29 +1,32 @@
-"""`capture`: reads a model's activations over a file of prompts and keeps them."""
+"""`capture`: reads a model, or two over the same prompts, and keeps the activations in a store."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-
-from isthmus.core.artifacts import Artifact, read_artifact, write_artifact
-from isthmus.core.identity import ModelIdentity, require_same_model
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions
 from isthmus.core.sites import Site
-from isthmus.data.prompts import read_questions
-from isthmus.workflows.capture_shards import KIND as KIND  # noqa: PLC0414 - importable from here
-from isthmus.workflows.capture_shards import capture_job
-from isthmus.workflows.config import Dtype
+from isthmus.data.prompts import Question, stream_questions
+from isthmus.data.store_format import ROWS_PER_SHARD, Role, StorageDtype
+from isthmus.workflows.config import Dtype, Pairing
 from isthmus.workflows.engines.choosing import EngineName, engine_named
-from isthmus.workflows.engines.jobs import Engine, shard_folder
+from isthmus.workflows.engines.jobs import Engine
+from isthmus.workflows.engines.local import LocalEngine
+from isthmus.workflows.store_filling import fill_store
+from isthmus.workflows.store_shards import StoreSettings, fill_store_by
 
 
 def capture(
     model: str,
-    prompts: str | Path,
+    prompts: str | Path | Iterable[str | Question],
     *,
     out: str | Path,
     sites: str | tuple[Site | str | int | float, ...] = "all",
+    target: str | None = None,
+    target_sites: str | tuple[Site | str | int | float, ...] = "all",
+    pairing: Pairing = "character_end",
+    storage_dtype: StorageDtype = "float32",
+    rows_per_shard: int = ROWS_PER_SHARD,
+    append: bool = False,
     dtype: Dtype = "auto",
     device: str = "auto",
     batch_size: int = 64,
@@ -34,20 +37,27 @@ def capture(
 ) -> Path:
     """Writes the activations of every token of every prompt at the given sites.
 
-    The artifact holds one tensor per site, `[token d_model]` in float32 with the prompts one below
-    the other, and for every token its prompt (`prompt_index`), id (`token_ids`) and the character
-    where it ends in the rendered text (`ends`).
+    With a target the store holds pairs: of tokens of both models that belong together, the
+    activations of both. A store that was not finished is gone on with; of one that is finished with
+    these prompts nothing is read again.
 
     Args:
-        model: Hub name, local folder or `organism:NAME`.
-        prompts: JSONL with `prompt` (and `answer`, which is then read too), or one prompt per line.
-        out: Folder to write.
+        model: Hub name, local folder or `organism:NAME`; with a target it is the source.
+        prompts: JSONL with `prompt` (and `answer`, which is then read too), or one prompt per line;
+            in Python also a stream of prompts.
+        out: Folder of the store.
         sites: `all`, or sites such as `resid_post[3]`, `3`, `0.6`.
+        target: Second model, for pairs.
+        target_sites: Sites of the target.
+        pairing: How tokens are paired, as for `learn_map`.
+        storage_dtype: Type of the activations in the files.
+        rows_per_shard: Most rows of a file; one that was not finished is lost when a run is killed.
+        append: Whether prompts that follow those of a finished store are added to it.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
         batch_size: Prompts per forward pass.
-        engine: Who runs the model: `local` is this process, `ray` workers of a Ray cluster, each
-            with one thread and a model of its own.
+        engine: Who captures: `local` is this process, `ray` workers of a Ray cluster, each with one
+            thread and models of its own.
         address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
         n_workers: With `ray`: how many workers.
         progress: Who shows progress.
@@ -56,32 +66,46 @@ def capture(
         The folder.
 
     Raises:
-        IsthmusError: If the model, a site, the prompts or the place cannot be used.
+        IsthmusError: If a model, a site, the prompts or the place cannot be used.
     """
-    settings = {"model": model, "dtype": dtype, "device": device, "batch_size": batch_size}
-    job = capture_job(read_questions(Path(prompts)), settings, sites)
     chosen = engine_named(engine, address, n_workers)
-    with TemporaryDirectory(prefix="isthmus-capture-") as folder:
-        answers = chosen.run(job, Path(folder), progress or SilentProgress())
-        read = [
-            read_artifact(shard_folder(Path(folder), number), KIND)
-            for number, _ in enumerate(answers)
-        ]
-    _write(Path(out), read)
-    return Path(out)
+    n_texts = None
+    if isinstance(prompts, str | Path):
+        # Damaged rows are found before hours of reading.
+        n_texts = sum(1 for _ in stream_questions(Path(prompts)))
+    names: dict[Role, str] = {"source": model}
+    if target is not None:
+        names["target"] = target
+    settings = StoreSettings(
+        names,
+        {"source": sites, "target": target_sites},
+        pairing,
+        dtype,
+        device,
+        batch_size,
+        {"storage_dtype": storage_dtype, "rows_per_shard": rows_per_shard},
+    )
+    shown, asked = progress or SilentProgress(), _questions(prompts)
+    if not isinstance(chosen, LocalEngine):
+        store = fill_store_by(chosen, out, settings, asked, append=append, progress=shown)
+        return store.folder
+    models = settings.load()
+    store = fill_store(
+        out,
+        settings.spec(models),
+        models,
+        asked,
+        batch_size=batch_size,
+        append=append,
+        n_texts=n_texts,
+        progress=shown,
+    )
+    return store.folder
 
 
-def _write(out: Path, read: list[Artifact]) -> None:
-    """Writes what was read shard by shard as one artifact."""
-    models = [ModelIdentity.from_json(one.fields["model"]) for one in read]
-    for other in models[1:]:
-        fix = "workers found different models under one name, give all machines the same"
-        require_same_model("a shard", models[0], other, fix)
-    fields = {
-        "model": models[0].to_json(),
-        "sites": read[0].fields["sites"],
-        "texts": [text for one in read for text in one.fields["texts"]],
-        "versions": package_versions(),
-    }
-    tensors = {name: torch.cat([one.tensors[name] for one in read]) for name in read[0].tensors}
-    write_artifact(out, KIND, fields, tensors)
+def _questions(prompts: str | Path | Iterable[str | Question]) -> Iterator[Question]:
+    if isinstance(prompts, str | Path):
+        yield from stream_questions(Path(prompts))
+        return
+    for one in prompts:
+        yield Question(one) if isinstance(one, str) else one

@@ -5,27 +5,35 @@ from typing import Any
 
 from isthmus.core.artifacts import MANIFEST_NAME, read_artifact
 from isthmus.core.errors import ArtifactError
+from isthmus.data.activation_store import ActivationStore
+from isthmus.data.store_format import KIND as KIND_OF_STORE
+from isthmus.data.store_format import is_store
 from isthmus.directions.files import KIND, load_direction
 from isthmus.evaluation.measurements import read_results
 from isthmus.models.language_model import load_language_model
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
-    """Returns what lies at a path: an artifact, a run's folder, or a model.
+def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
+    """Returns what lies at a path: an artifact, a store, a run's folder, or a model.
 
     Args:
-        path: Folder of an artifact or a run, a model folder, a hub name or `organism:NAME`.
+        path: Folder of an artifact, a store or a run, a model folder, a hub name or
+            `organism:NAME`.
+        verify: Whether every shard of a store is checked against its hash; the hashes of artifacts
+            are checked in any case.
 
     Returns:
-        Kind and contents; hashes of artifacts are checked while reading.
+        Kind and contents.
 
     Raises:
-        ArtifactError: If an artifact is damaged, or nothing is there.
+        ArtifactError: If an artifact or a shard is damaged, or nothing is there.
         ModelError: If a model cannot be loaded.
     """
     folder = Path(path)
     if (folder / MANIFEST_NAME).is_file():
         return _artifact(folder)
+    if is_store(folder):
+        return _store(folder, verify=verify)
     if (folder / "results.jsonl").is_file():
         return _run(folder)
     if folder.exists() and not folder.is_dir():
@@ -41,6 +49,14 @@ def _artifact(folder: Path) -> dict[str, Any]:
     shapes = {name: list(tensor.shape) for name, tensor in artifact.tensors.items()}
     fields = {key: value for key, value in artifact.fields.items() if key not in _LONG}
     return {"kind": artifact.kind, **fields, "tensors": shapes}
+
+
+def _store(folder: Path, *, verify: bool) -> dict[str, Any]:
+    store = ActivationStore.open(folder)
+    if verify:
+        store.verify()
+    checked = {"damaged": []} if verify else {}
+    return {"kind": KIND_OF_STORE, **store.summary(), **checked}
 
 
 _LONG = {"tokenizer", "texts", "config"}

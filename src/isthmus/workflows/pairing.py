@@ -2,34 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from isthmus.core.errors import DataError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
-from isthmus.data.alignment import pair_spans, pair_tokens
+from isthmus.data.alignment import SpanTokens, pair_spans, pair_tokens
+from isthmus.data.parts import PARTS as PARTS  # noqa: PLC0414  (importable from here, too)
+from isthmus.data.parts import Part as Part  # noqa: PLC0414
+from isthmus.data.parts import part_of_text as part_of_text  # noqa: PLC0414
 from isthmus.maps.moments import PairMoments
 from isthmus.maps.rows import PairedRows as PairedRows  # noqa: PLC0414  (importable from here, too)
 from isthmus.models.capture import all_token_activations
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import Pairing
 
-Part = Literal["train", "selection", "held_out"]
-PARTS: tuple[Part, ...] = ("train", "selection", "held_out")
-
 _TEXTS_AT_ONCE = 128
 
 MOST_KEPT = 2**26
 """Most activations, in numbers, that are kept from the first reading; 256 MiB in float32."""
-
-
-def part_of_text(index: int) -> Part:
-    """Returns which part a text belongs to: of ten, seven train, one selects, two are held out."""
-    return "selection" if index % 10 == 3 else "held_out" if index % 10 in {6, 9} else "train"
 
 
 @dataclass(frozen=True)
@@ -113,9 +108,26 @@ def read_pairs(
     return n_pairs
 
 
+@dataclass(frozen=True)
+class RowPicker:
+    """Takes the rows that belong to another model's from the states of one text.
+
+    Attributes:
+        tokens: For every row its token; of a span its last one.
+        spans: The tokens of every row, where rows are means over spans.
+    """
+
+    tokens: Int[Tensor, " row"]
+    spans: SpanTokens | None = None
+
+    def __call__(self, states: Float[Tensor, "token d_model"]) -> Float[Tensor, "row d_model"]:
+        """Returns the rows, given a state per token."""
+        return states[self.tokens] if self.spans is None else self.spans.mean(states)
+
+
 def row_pickers(
     source: EncodedText, target: EncodedText, pairing: Pairing
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+) -> tuple[RowPicker, RowPicker]:
     """Returns what takes the rows that belong together from the states of one text.
 
     Args:
@@ -124,17 +136,24 @@ def row_pickers(
         pairing: How tokens are paired.
 
     Returns:
-        A function of the source's states and one of the target's, a row per token; both return
-        equally many rows: states of single tokens, or with `span_pool` means over spans.
+        One for the source's states and one for the target's; both return equally many rows: states
+        of single tokens, or with `span_pool` means over spans.
 
     Raises:
         DataError: If the two renderings share too little.
     """
     if pairing == "span_pool":
         spans = pair_spans(source, target)
-        return spans.source.mean, spans.target.mean
-    in_source, in_target = pair_tokens(source, target, pairing)
-    return lambda states: states[in_source], lambda states: states[in_target]
+        return _of_spans(spans.source), _of_spans(spans.target)
+    of_source, of_target = pair_tokens(source, target, pairing)
+    return RowPicker(torch.from_numpy(of_source)), RowPicker(torch.from_numpy(of_target))
+
+
+def _of_spans(spans: SpanTokens) -> RowPicker:
+    last = torch.zeros(int(spans.spans[-1]) + 1 if len(spans.spans) else 0, dtype=torch.int64)
+    for span, token in zip(spans.spans.tolist(), spans.tokens.tolist(), strict=True):
+        last[span] = token
+    return RowPicker(last, spans)
 
 
 def paired_moments(
