@@ -11,19 +11,29 @@ from pathlib import Path
 import pytest
 from tests.workflows.counting_shards import asked_of, counting_job, wait_until
 from tests.workflows.ray_cluster import ENGINE, small_cluster
-from tests.workflows.small import brief_config, names_in, save_tiny, write_world_questions
+from tests.workflows.small import (
+    brief_config,
+    names_in,
+    save_tiny,
+    write_contrast,
+    write_world_questions,
+)
 
 from isthmus.core.artifacts import read_json
 from isthmus.core.errors import ConfigError, DataError, EngineError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.provenance import machine
+from isthmus.studies.reproduce import reproduce
 from isthmus.studies.transfer_matrix import transfer_matrix
 from isthmus.workflows.capture import capture
 from isthmus.workflows.engines.choosing import engine_named
 from isthmus.workflows.engines.hosting import Answer, fingerprint
-from isthmus.workflows.engines.jobs import Engine, Job, make_worker, shard_folder
+from isthmus.workflows.engines.jobs import Engine, Job, as_sent, make_worker, shard_folder
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.engines.ray_engine import RayEngine
+from isthmus.workflows.evaluate import evaluate
+from isthmus.workflows.evaluation_shards import Evaluation
+from isthmus.workflows.learn_direction import learn_direction
 from isthmus.workflows.run import run
 
 
@@ -191,6 +201,38 @@ def test_a_store_has_the_same_bytes_whoever_captures_its_shards(tmp_path):
     assert len(names_in(tmp_path / "here")) > 4
     for name in names_in(tmp_path / "here"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+
+def test_conditions_measured_one_by_one_are_those_measured_together(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    direction = learn_direction(model, write_contrast(tmp_path / "contrast.jsonl"), sites="1")
+    found = [
+        evaluate(model, direction, engine=engine, n_test=4, n_random=2)
+        for engine in ("local", Elsewhere())
+    ]
+    assert found[0] == found[1]
+    assert {m.condition for m in found[0]} >= {"native", "random", "noise", "prompt_only"}
+    for task in ("backdoor", "refusal"):
+        evaluation = Evaluation.of(model, (1, "add", None, 1.0), {"task": task, "n_test": 4})
+        sent = Evaluation.from_json(as_sent(evaluation.to_json()))
+        assert sent == evaluation
+        assert len(sent.arms(direction)) == sent.n_arms
+
+
+def test_parts_and_matrices_of_a_reproduction_go_to_the_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    config = brief_config(save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other", seed=1))
+    wanted = {"is_quick": True, "config": [config], "only": ["backdoor", "refusal"]}
+    here = reproduce(out=tmp_path / "here", n_processes=1, **wanted)
+    there = reproduce(out=tmp_path / "there", engine=Elsewhere(), is_cached=False, **wanted)
+    assert [part.name for part in there.parts] == [part.name for part in here.parts]
+    assert [part.problem for part in there.parts] == [part.problem for part in here.parts]
+    assert "task: refusal" in there.parts[1].problem
+    written = [without_seconds(one.folder / "results.jsonl") for one in (here, there)]
+    assert written[0] == written[1]
+    assert written[0]
+    matrix = reproduce("matrix", out=tmp_path / "m", engine=Elsewhere(), config=[config])
+    assert "leave --config out" in matrix.parts[0].problem
 
 
 class Elsewhere:

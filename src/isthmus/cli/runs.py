@@ -93,6 +93,9 @@ def evaluate(
     n_random: Annotated[int, typer.Option(min=1, help="Draws of the random control.")] = 3,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    engine: EngineName = "local",
+    address: Address = None,
+    n_workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
     """Measure one direction in one model, beside random directions, noise and the prompt alone."""
@@ -115,6 +118,9 @@ def evaluate(
             n_random=n_random,
             dtype=dtype,
             device=device,
+            engine=engine,
+            address=address,
+            n_workers=n_workers,
             seed=seed,
             progress=progress,
         )
