@@ -71,6 +71,13 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
+def test_an_address_at_which_nobody_answers_is_refused_at_once(log, tmp_path):
+    # Before the cluster of the other tests: one that is connected is used whatever the address.
+    engine = RayEngine(address="127.0.0.1:9")
+    with pytest.raises(EngineError, match=r"no Ray cluster at 127\.0\.0\.1:9 .* start one with"):
+        answers(engine, counting_job(log), tmp_path / "into")
+
+
 def test_the_local_engine_answers_in_order_and_leaves_the_files_of_every_shard(log, tmp_path):
     progress = Watched()
     found = answers(LocalEngine(), counting_job(log), tmp_path / "into", progress)

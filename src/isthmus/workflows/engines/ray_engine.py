@@ -9,6 +9,7 @@
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from isthmus.workflows.engines.hosting import Answer, ShardHost, fingerprint
 from isthmus.workflows.engines.jobs import Job, Json, shard_folder
 
 _PATIENCE_S = 1.0
+_KNOCK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,12 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Inside a job of a cluster Ray says here where the cluster is.
     address = address or os.environ.get("RAY_ADDRESS")
-    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    # A cluster that runs has settled this already, and takes it from nobody.
+    own = {} if address else {"include_dashboard": False}
     try:
-        ray.init(log_to_driver=False, configure_logging=False, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        _knock(address or "")
+        ray.init(address or "local", log_to_driver=False, configure_logging=False, **own)
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"at {address}" if address else "on this machine"
         raise EngineError(
             f"no Ray cluster {where} ({' '.join(str(error).split())[:200]}): start one with "
@@ -117,6 +121,13 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody answers: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 @dataclass
