@@ -332,6 +332,20 @@ def test_without_ray_the_engine_names_the_extra(log, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'isthmus\[ray\]'"):
         answers(ENGINE, counting_job(log), tmp_path / "into")
+    # A reproduction reports parts that cannot run; this is not one.
+    with pytest.raises(ConfigError, match=r"pip install 'isthmus\[ray\]'"):
+        reproduce("matrix", out=tmp_path / "run", engine="ray")
+
+
+def test_a_lost_cluster_ends_a_reproduction(tmp_path):
+    class Lost:
+        def run(self, job, into, progress):  # noqa: ARG002
+            raise EngineError("the cluster is gone")
+
+    with pytest.raises(EngineError, match="gone"):
+        reproduce(
+            "matrix", out=tmp_path / "run", is_quick=True, only=["matrix_refusal"], engine=Lost()
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from isthmus.core.artifacts import sha256_of_file
-from isthmus.core.errors import IsthmusError
+from isthmus.core.errors import EngineError, IsthmusError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, StageTime
 from isthmus.evaluation.reproduction import ReportedPart
@@ -211,6 +211,9 @@ def _reported(
     try:
         with clock.stage(f"part: {name}"):
             result = _result(name, part, scope, clock, is_cached=is_cached)
+    except EngineError:
+        # Without a cluster no other part would fare better.
+        raise
     except IsthmusError as error:
         clock.note(f"{name} is left out: {error}")
         return ReportedPart(name, part.title, problem=str(error))

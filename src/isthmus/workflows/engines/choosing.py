@@ -5,7 +5,7 @@ from typing import Literal
 from isthmus.core.errors import ConfigError
 from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
-from isthmus.workflows.engines.ray_engine import RayEngine
+from isthmus.workflows.engines.ray_engine import RayEngine, require_ray
 
 EngineName = Literal["local", "ray"]
 
@@ -29,9 +29,11 @@ def engine_named(
         The engine.
 
     Raises:
-        ConfigError: If there is no such engine, or it takes neither address nor workers.
+        ConfigError: If there is no such engine, Ray is not installed, or the engine takes neither
+            address nor workers.
     """
     if engine == "ray":
+        require_ray()
         return RayEngine(address, n_workers, n_threads)
     if address is not None or n_workers is not None:
         raise ConfigError("address and n_workers belong to engine ray: add --engine ray")

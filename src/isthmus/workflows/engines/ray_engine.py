@@ -6,6 +6,7 @@
 4. Answers are handed on in the order of the shards, whoever computed them and when.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -87,13 +88,22 @@ class RayEngine:
                 crew.dismiss()
 
 
-def _ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415 - only those who ask for it need it
-    except ImportError:
+def require_ray() -> None:
+    """Refuses, before anything is computed, what only Ray could do where there is none.
+
+    Raises:
+        ConfigError: If Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
         raise ConfigError(
             "engine ray, but Ray is not installed: pip install 'isthmus[ray]', or use engine local"
-        ) from None
+        )
+
+
+def _ray() -> Any:
+    require_ray()
+    import ray  # noqa: PLC0415 - only those who ask for it need it
+
     return ray
 
 
