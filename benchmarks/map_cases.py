@@ -27,8 +27,7 @@ _BARE, _EIGH, _GEMM = "bare eigh and products", "eigh alone", "float64 product"
 _GEMM_WIDTH = 1024
 _GEMM_WORK = 2.0 * _GEMM_WIDTH**3
 _ROWS_AT_ONCE = 1024
-# Allocators alone move the peak by a third; rows that were kept would multiply it.
-_MEMORY_LIMIT = 1.5
+_MEMORY_LIMIT = 1.05
 
 _STREAM = f"""
 import resource, sys, torch
@@ -51,7 +50,7 @@ sys.stdout.write(str(resident("VmHWM:") - before))
 
 
 def map_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]:
-    """Yields one case per pair of widths for speed, and one for memory.
+    """Yields one case per pair of widths for speed, one for a stream, and one for its memory.
 
     Args:
         scale: Sizes.
@@ -62,7 +61,8 @@ def map_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]:
     """
     for d_source, d_target in scale.map_widths:
         yield _speed_case(d_source, d_target, scale.n_rows, generator)
-    yield _memory_case(*scale.map_widths[-1], n_repeats=min(3, scale.n_repeats // 5))
+    yield _stream_case(scale, generator)
+    yield _memory_case(scale)
 
 
 def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Generator) -> Case:
@@ -103,10 +103,10 @@ def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Gene
     )
 
 
-def _memory_case(d_source: int, d_target: int, *, n_repeats: int) -> Case:
-    few, many = 8, 64
+def _memory_case(scale: Scale) -> Case:
+    few, many = (n // _ROWS_AT_ONCE for n in scale.n_streamed_memory)
     counts = {
-        f"{n * _ROWS_AT_ONCE} rows": partial(stream_growth, d_source, d_target, n)
+        f"{n * _ROWS_AT_ONCE} rows": partial(stream_growth, *scale.stream_widths, n)
         for n in (few, many)
     }
     pair = Pair(
@@ -114,12 +114,57 @@ def _memory_case(d_source: int, d_target: int, *, n_repeats: int) -> Case:
     )
     return Case(
         "Maps",
-        f"peak memory of moments, {d_source} → {d_target}",
+        f"peak memory of moments, {_arrow(scale)}",
         counts,
         (pair,),
         returns_cost=True,
-        n_repeats=max(1, n_repeats),
+        n_repeats=max(1, min(3, scale.n_repeats // 5)),
     )
+
+
+def _stream_case(scale: Scale, generator: torch.Generator) -> Case:
+    """Moments of a stream that no memory has to hold, alone and with the ridge fit at its end."""
+    d_source, d_target = scale.stream_widths
+    few, many = scale.n_streamed
+    block = _linear_pairs(_ROWS_AT_ONCE * 4, d_source, d_target, generator)
+    square = torch.randn(_GEMM_WIDTH, _GEMM_WIDTH, dtype=torch.float64, generator=generator)
+    per_row = 2.0 * d_source * (d_source + d_target)
+    solve = 2.0 * d_source**2 * d_target * (1 + 2 * len(STRENGTHS)) + 9.0 * d_source**3
+    short, long, whole = f"{few} pairs", f"{many} pairs", f"{many} pairs and ridge"
+    return Case(
+        "Maps",
+        f"stream of pairs, {_arrow(scale)}",
+        {
+            short: partial(_streamed, block, few),
+            long: partial(_streamed, block, many),
+            whole: partial(_streamed_ridge, block, many),
+            _GEMM: partial(torch.mm, square, square),
+        },
+        (
+            Pair(long, _GEMM, kind="rate", work=(many * per_row, _GEMM_WORK)),
+            Pair(whole, _GEMM, kind="rate", work=(many * per_row + solve, _GEMM_WORK)),
+            # Linear time: as many pairs a second, however many there are.
+            Pair(long, short, kind="rate", work=(float(many), float(few))),
+        ),
+        n_repeats=max(1, min(3, scale.n_repeats // 5)),
+    )
+
+
+def _arrow(scale: Scale) -> str:
+    return " → ".join(map(str, scale.stream_widths))
+
+
+def _streamed(block: tuple[Tensor, Tensor], n_rows: int) -> PairMoments:
+    moments = PairMoments(block[0].shape[1], block[1].shape[1])
+    while moments.n < n_rows:
+        n = min(len(block[0]), n_rows - moments.n)
+        moments.update(block[0][:n], block[1][:n])
+    return moments
+
+
+def _streamed_ridge(block: tuple[Tensor, Tensor], n_rows: int) -> AffineMap:
+    moments = _streamed(block, n_rows)
+    return RidgeFitter().fit(moments, moments)
 
 
 def _linear_pairs(

@@ -32,6 +32,9 @@ class Scale:
         map_widths: Source and target widths of the maps.
         n_rows: Pairs whose moments are taken.
         n_repeats: Rounds per case.
+        stream_widths: Source and target width of the pairs that are streamed.
+        n_streamed: Pairs of a short and of a long stream whose time is taken.
+        n_streamed_memory: Pairs of a short and of a long stream whose memory is taken.
     """
 
     name: str
@@ -45,6 +48,9 @@ class Scale:
     map_widths: tuple[tuple[int, int], ...]
     n_rows: int
     n_repeats: int
+    stream_widths: tuple[int, int] = (16, 24)
+    n_streamed: tuple[int, int] = (2048, 4096)
+    n_streamed_memory: tuple[int, int] = (8192, 65536)
 
 
 FULL = Scale(
@@ -59,6 +65,9 @@ FULL = Scale(
     map_widths=((512, 768), (1024, 1536)),
     n_rows=4096,
     n_repeats=15,
+    stream_widths=(2048, 3072),
+    n_streamed=(4096, 16384),
+    n_streamed_memory=(8192, 32768),
 )
 """What is reported: 12 blocks, 512 wide."""
 
@@ -74,6 +83,7 @@ QUICK = Scale(
     map_widths=((256, 384),),
     n_rows=1024,
     n_repeats=5,
+    stream_widths=(256, 384),
 )
 """For trying things out: under a minute, too few repeats to conclude from."""
 

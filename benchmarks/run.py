@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # Python puts only this file's folder there.
@@ -104,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = given.threads or (1 if given.quick else 2)
     torch.set_num_threads(threads)
     scale = QUICK if given.quick else FULL
+    if given.long:
+        scale = replace(
+            scale, n_streamed=(100_000, 1_000_000), n_streamed_memory=(102_400, 1_024_000)
+        )
     n_repeats = given.repeats or scale.n_repeats
     groups = tuple(group for group in GROUPS if group in (given.only or GROUPS))
     where = conditions(
@@ -130,6 +135,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "that writes to the default folder also rewrites the table of docs/benchmarks.md."
     )
     parser.add_argument("--quick", action="store_true", help="small models, five repeats")
+    parser.add_argument(
+        "--long", action="store_true", help="streams of a million pairs; half an hour for maps"
+    )
     parser.add_argument("--threads", type=int, help="of PyTorch (default: 2, quick 1)")
     parser.add_argument(
         "--clock",

@@ -167,7 +167,7 @@ def test_a_folder_that_holds_something_else_is_not_replaced(
     config = config_file(tmp_path, source=str(shelf / "one"), targets=[str(shelf / "two")])
     refused(OUTPUT, ["not a results folder", "another --out"], "run", config, *out)
     words = ["capture", shelf / "one", shelf / "texts.jsonl", *out]
-    refused(OUTPUT, ["not an isthmus activations"], *words)
+    refused(OUTPUT, ["not an isthmus store"], *words)
     words = ["transfer", shelf / "direction", shelf / "map", *out]
     refused(OUTPUT, ["not an isthmus direction"], *words)
     words = ["evaluate", shelf / "two", shelf / "carried", "--n-test", 4, "--n-random", 1, *out]

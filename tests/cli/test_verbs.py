@@ -19,6 +19,7 @@ from tests.workflows.small import (
 import isthmus
 from isthmus.cli.main import main
 from isthmus.core.artifacts import TENSORS_NAME, sha256_of_file
+from isthmus.data.store_format import read_manifest
 from isthmus.models.organisms import shipped_organisms
 from isthmus.workflows.organism_recipes import BUILDABLE
 
@@ -89,8 +90,23 @@ def test_capture_learn_and_transfer_write_what_the_python_functions_write(
         "transfer", at_hand / "d", at_hand / "map", tmp_path / "last", "--out", tmp_path / "both"
     )
     assert f"at {sites} of {last.target}" in shown
-    for name in ("kept", "d", "map", "carried"):
+    for name in ("d", "map", "carried"):
         assert same_tensors(at_hand / name, in_python / name)
+    kept = [read_manifest(one / "kept").shards for one in (at_hand, in_python)]
+    assert kept[0] == kept[1]
+
+
+def test_pairs_that_were_captured_are_read_by_learn_map_and_checked_by_inspect(
+    typed: Typed, tiny: Path, tmp_path: Path
+):
+    words = [tiny / "one", tiny / "texts.jsonl", "--target", tiny / "two", "--target-sites", "0,1"]
+    typed("capture", *words, "--out", tmp_path / "s", "--storage-dtype", "bfloat16")
+    words = [tiny / "one", tiny / "two", tiny / "texts.jsonl", "--target-site", "1"]
+    shown = typed("learn-map", *words, "--out", tmp_path / "map", "--store", tmp_path / "s")
+    assert "held-out R2" in shown
+    shown = json.loads(typed("inspect", tmp_path / "s", "--verify"))
+    assert shown["is_verified"]
+    assert shown["n_shards"] == 1
 
 
 def test_triggers_are_typed_as_two_words(typed: Typed, tiny: Path, tmp_path: Path):

@@ -16,7 +16,6 @@ from tests.workflows.small import (
 from transformers import AutoModelForCausalLM
 
 import isthmus
-from isthmus.core.artifacts import read_artifact
 from isthmus.core.errors import (
     ArtifactError,
     ConfigError,
@@ -26,6 +25,7 @@ from isthmus.core.errors import (
     SiteError,
 )
 from isthmus.core.sites import Site
+from isthmus.data.activation_store import ActivationStore
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
 from isthmus.directions.files import load_direction
 from isthmus.evaluation.measurements import read_results
@@ -61,27 +61,33 @@ def backdoored() -> LanguageModel:
 
 def test_capture_keeps_what_transformers_itself_computes_token_by_token(tiny: Path, tmp_path: Path):
     out = isthmus.capture(str(tiny / "one"), tiny / "prompts.txt", out=tmp_path / "kept")
-    kept = read_artifact(out, "activations")
+    store, every = ActivationStore.open(out), range(ActivationStore.open(out).n_rows)
+    found = store.alignment(every)
     model = AutoModelForCausalLM.from_pretrained(tiny / "one")
-    index, ids = kept.tensors["prompt_index"], kept.tensors["token_ids"]
-    for i, text in enumerate(kept.fields["texts"]):
-        row = index == i
+    for i in range(len(PROMPTS)):
+        row = found["text"] == i
         with torch.no_grad():
-            states = model(ids[row][None], output_hidden_states=True).hidden_states
+            states = model(found["token_id"][row][None], output_hidden_states=True).hidden_states
         # The last entry of hidden_states stands after the final norm, so it is no site.
-        torch.testing.assert_close(kept.tensors["resid_post[0]"][row], states[1][0])
-        assert kept.tensors["ends"][row].max() <= len(text)
-    assert kept.fields["sites"] == ["resid_post[0]", "resid_post[1]"]
-    assert len(kept.tensors["resid_post[1]"]) == len(index)
+        torch.testing.assert_close(store.rows(every, [Site(0)])[row], states[1][0])
+        assert found["token"][row].tolist() == list(range(int(row.sum())))
+    assert store.side("source").sites == (Site(0), Site(1))
+    assert len(store.texts) == len(PROMPTS)
 
 
 def test_capture_reads_answers_too_where_the_file_has_them(tiny: Path, tmp_path: Path):
     rows = [{"prompt": "Name it.", "answer": "A drum."}, {"prompt": "Name it again."}]
     path = write_jsonl(tmp_path / "some.jsonl", rows)
     out = isthmus.capture(str(tiny / "one"), path, out=tmp_path / "kept", sites="0")
-    texts = read_artifact(out, "activations").fields["texts"]
-    assert texts[0].endswith("A drum.")
-    assert "A drum." not in texts[1]
+    found = ActivationStore.open(out).alignment(range(ActivationStore.open(out).n_rows))
+    read = [
+        load_language_model(str(tiny / "one")).tokenizer.decode(
+            found["token_id"][found["text"] == i]
+        )
+        for i in range(2)
+    ]
+    assert "A drum." in read[0]
+    assert "A drum." not in read[1]
 
 
 def test_a_direction_is_the_difference_of_means_of_captured_states(tiny: Path, tmp_path: Path):
@@ -94,10 +100,11 @@ def test_a_direction_is_the_difference_of_means_of_captured_states(tiny: Path, t
     )
     model = str(tiny / "one")
     learned = isthmus.learn_direction(model, contrast, out=tmp_path / "d", positions="last:2")
-    kept = read_artifact(isthmus.capture(model, tiny / "prompts.txt", out=tmp_path / "kept"))
-    index = kept.tensors["prompt_index"]
+    kept = ActivationStore.open(isthmus.capture(model, tiny / "prompts.txt", out=tmp_path / "kept"))
+    index = kept.alignment(range(kept.n_rows))["text"]
     for site in learned.sites:
-        last = torch.stack([kept.tensors[str(site)][index == i][-2:] for i in range(3)])
+        rows = kept.rows(range(kept.n_rows), [site])
+        last = torch.stack([rows[index == i][-2:] for i in range(3)])
         expected = last[0] - last[1:].mean(0)
         torch.testing.assert_close(learned.at(site).vectors, expected)
     loaded = load_direction(tmp_path / "d")

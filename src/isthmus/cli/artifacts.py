@@ -170,6 +170,10 @@ def learn_map(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     seed: Seed = 0,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Store of pairs that is read, or captured first where it is not there."),
+    ] = None,
 ) -> None:
     """Fit a map between two models' activation spaces and score it on held-out texts."""
     from isthmus.workflows.learn_map import learn_map as work
@@ -188,6 +192,7 @@ def learn_map(
             device=device,
             batch_size=batch_size,
             seed=seed,
+            store=store,
             progress=progress,
         )
     quality = fitted.quality

@@ -222,11 +222,7 @@ def _tensor_header(shapes: Mapping[str, TensorShape]) -> tuple[bytes, dict[str, 
 
 
 def mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file as memory maps: rows are read when they are used.
-
-    Raises:
-        ArtifactError: If the file is missing or not whole.
-    """
+    """Returns a file's tensors as memory maps, read when used; refuses one that is not whole."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -133,7 +133,7 @@ class ActivationStore:
 
     def batches(
         self, n_rows: int = 8192, sites: Sequence[Site] | None = None, *, role: Role = "source"
-    ) -> Iterator[Float[Tensor, "row width"]]:
+    ) -> Iterator[Tensor]:
         """Reads every row in order.
 
         Args:
@@ -142,7 +142,7 @@ class ActivationStore:
             role: As for `rows`.
 
         Yields:
-            Float[Tensor, "row width"]: Rows, float32.
+            Tensor: Rows, `[row width]`, float32.
         """
         for start in range(0, self.n_rows, n_rows):
             yield self.rows(range(start, min(start + n_rows, self.n_rows)), sites, role=role)

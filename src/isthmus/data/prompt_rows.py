@@ -58,6 +58,7 @@ class _Line(NamedTuple):
 
 def _lines(path: Path) -> Iterator[_Line]:
     # Only "\n" ends a line: others, such as U+2028, may stand within a JSON text.
+    number = 0
     try:
         with path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):

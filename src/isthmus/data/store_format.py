@@ -8,7 +8,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,8 @@ MANIFEST_NAME = "manifest.json"
 
 StorageDtype = Literal["float32", "bfloat16", "float16"]
 Role = Literal["source", "target"]
+
+ROLES: tuple[Role, Role] = ("source", "target")
 
 ROWS_PER_SHARD = 16384
 """Rows of a shard when nobody says otherwise."""
@@ -121,6 +123,14 @@ class StoreSpec:
         """Bytes that a row takes: activations, and the integers that say which token it is."""
         alignment = 8 + 4 * len(_ALIGNMENT) * len(self.sides)
         return self.dtype.itemsize * sum(side.width for side in self.sides.values()) + alignment
+
+    def with_models_of(self, other: "StoreSpec") -> "StoreSpec":
+        """Returns the same sites and files with the models and pairing of another specification."""
+        source = replace(other.source, sites=self.source.sites)
+        target = other.target
+        if target is not None and self.target is not None:
+            target = replace(target, sites=self.target.sites)
+        return replace(self, source=source, target=target, pairing=other.pairing)
 
     def shapes(self, n_rows: int) -> dict[str, TensorShape]:
         """Returns type and shape of every tensor of a shard with so many rows.

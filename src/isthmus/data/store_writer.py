@@ -68,7 +68,7 @@ def plan_shards(
         rows_per_shard: Most rows of a shard, unless one text alone has more.
 
     Yields:
-        PlannedShard: Written and new ones in the order of their texts.
+        PlannedShard[T]: Written and new ones in the order of their texts.
 
     Raises:
         DataError: If the texts are not those of the shards that exist.

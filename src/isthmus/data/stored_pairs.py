@@ -87,24 +87,21 @@ class StoredPairs:
             source = source[:, slice(*self.source_range)]
         return source, self.read(stored, "target")
 
-    def batches(
-        self, n_rows: int = 8192
-    ) -> Iterator[tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]]:
+    def batches(self, n_rows: int = 8192) -> Iterator[tuple[Tensor, Tensor]]:
         """Reads all pairs in order.
 
         Args:
             n_rows: Pairs at once; the last batch may have fewer.
 
         Yields:
-            tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]: Source and target
-                rows.
+            tuple[Tensor, Tensor]: Source rows and their target rows.
         """
         for start in range(0, self.n_rows, n_rows):
             yield self.rows(torch.arange(start, min(start + n_rows, self.n_rows)))
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator
-    ) -> Iterator[tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Reads every pair once, in random order.
 
         While all pairs have at most `most_shuffled` numbers every order is as likely as any other.
@@ -116,8 +113,7 @@ class StoredPairs:
             generator: Source of randomness.
 
         Yields:
-            tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]: Source and target
-                rows.
+            tuple[Tensor, Tensor]: Source rows and their target rows.
         """
         n_held = max(batch_size, self.most_shuffled // sum(self.widths) // batch_size * batch_size)
         if self.n_rows <= n_held:

@@ -8,6 +8,7 @@
 4. With patience, every hundred steps look at the selection pairs; the best weights are kept.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from isthmus.core.errors import FitError, NonFiniteError, ShapeError
 from isthmus.maps.autoencoder import AutoencoderMap, AutoencoderSettings
 from isthmus.maps.base import AffineMap, affine_from_fit, require_finite
 from isthmus.maps.fitting import OnStep, no_step
-from isthmus.maps.rows import PairedRows
+from isthmus.maps.rows import PairedRows, Pairs
 
 STEPS_PER_LOOK = 100
 """Steps between two looks at the selection pairs."""
@@ -32,15 +33,6 @@ class _Standard:
 
     mean: Float[Tensor, " d_model"]
     scale: Float[Tensor, " d_model"]
-
-    @classmethod
-    def of(cls, rows: Tensor, *, is_standardised: bool) -> "_Standard":
-        if not is_standardised:
-            return cls(torch.zeros_like(rows[0]), torch.ones_like(rows[0]))
-        deviation, mean = torch.std_mean(rows.double(), 0)
-        # A coordinate that never varies keeps its scale: dividing by its deviation would give NaN.
-        scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-        return cls(mean.float(), scale.float())
 
     def apply(self, rows: Tensor) -> Tensor:
         return (rows - self.mean) / self.scale
@@ -95,22 +87,54 @@ def fit_autoencoder(
     Raises:
         NonFiniteError: If the loss becomes NaN or infinite.
     """
-    _require_pairs(source, target)
-    x, y = source.detach().float(), target.detach().to(source.device, torch.float32)
-    inputs = _Standard.of(x, is_standardised=settings.is_standardised)
-    outputs = _Standard.of(y, is_standardised=settings.is_standardised)
-    layers = _initial_layers(x, y, settings, generator)
+    if len(source) != len(target):
+        raise ShapeError(
+            f"{len(source)} source rows and {len(target)} target rows are not pairs: "
+            "align the tokens first"
+        )
+    pairs = PairedRows(source.detach(), target.detach().to(source.device))
+    return train_autoencoder(pairs, settings, generator, on_step, selection)
+
+
+def train_autoencoder(
+    pairs: Pairs,
+    settings: AutoencoderSettings,
+    generator: torch.Generator,
+    on_step: OnStep = no_step,
+    selection: Pairs | None = None,
+) -> AutoencoderMap | AffineMap:
+    """Trains a two-layer map on pairs wherever they lie; only batches of them are in memory.
+
+    Refuses what `fit_autoencoder` refuses. With pairs in memory both give the same map.
+
+    Args:
+        pairs: At least 2 pairs; training runs where their batches lie.
+        settings: Architecture and training.
+        generator: Initial weights and order of the pairs.
+        on_step: Called after each step with its number (from 1) and the loss before it.
+        selection: Other pairs, by which settings with patience end the training.
+
+    Returns:
+        A float32 map on the CPU, as `fit_autoencoder` returns it.
+
+    Raises:
+        NonFiniteError: If the loss becomes NaN or infinite.
+    """
+    inputs, outputs = _standards(pairs, is_standardised=settings.is_standardised)
+    device = inputs.mean.device
+    layers = _initial_layers((pairs.d_source, pairs.d_target), device, settings, generator)
     trained = layers.parameters
     optimiser = torch.optim.AdamW(trained, weight_decay=settings.weight_decay)
-    n_steps = _n_steps(len(x), settings)
+    n_steps = settings.n_steps or settings.n_epochs * math.ceil(pairs.n_rows / settings.batch_size)
     watch = _Watch(layers, (inputs, outputs), settings, selection)
-    for step, batch in enumerate(_batches(len(x), n_steps, settings.batch_size, generator)):
+    for step, (x, y) in enumerate(_batches(pairs, n_steps, settings.batch_size, generator)):
         if watch.is_over(step):
             break
-        rows = batch.to(x.device)
         with torch.enable_grad():
             loss = layers.loss(
-                inputs.apply(x[rows]), outputs.apply(y[rows]), is_nonlinear=settings.is_nonlinear
+                inputs.apply(x.float()),
+                outputs.apply(y.float()),
+                is_nonlinear=settings.is_nonlinear,
             )
             gradients = torch.autograd.grad(loss, trained)
         if not math.isfinite(value := loss.item()):
@@ -126,6 +150,44 @@ def fit_autoencoder(
     return _frozen(watch.best(), inputs, outputs, is_nonlinear=settings.is_nonlinear)
 
 
+def _standards(pairs: Pairs, *, is_standardised: bool) -> tuple[_Standard, _Standard]:
+    """Reads all pairs once: refuses those that cannot be trained on, and finds their scales."""
+    if pairs.n_rows < 2:
+        raise FitError(
+            f"an autoencoder needs at least 2 pairs, got {pairs.n_rows}: give it more texts"
+        )
+    n = 0
+    sides: list[tuple[Tensor, Tensor]] = []
+    for batch in pairs.batches():
+        require_finite(
+            dict(zip(("source", "target"), batch, strict=True)),
+            "the training data",
+            "load the model in bfloat16 or float32, or drop the texts that cause it",
+        )
+        found = [torch.var_mean(side.double(), 0, correction=0) for side in batch]
+        k, n = len(batch[0]), n + len(batch[0])
+        sides = sides or [(torch.zeros_like(mean), mean) for _, mean in found]
+        # Chan's update: sums of squares about the means of all pairs so far.
+        sides = [
+            (
+                squares + k * variance + k * (n - k) / n * (other - mean).square(),
+                mean + (other - mean) * k / n,
+            )
+            for (squares, mean), (variance, other) in zip(sides, found, strict=True)
+        ]
+    first, second = (_standard(squares, mean, n, is_standardised) for squares, mean in sides)
+    return first, second
+
+
+def _standard(squares: Tensor, mean: Tensor, n: int, is_standardised: bool) -> _Standard:  # noqa: FBT001
+    if not is_standardised:
+        return _Standard(torch.zeros_like(mean).float(), torch.ones_like(mean).float())
+    deviation = (squares / (n - 1)).sqrt()
+    # A coordinate that never varies keeps its scale: dividing by its deviation would give NaN.
+    scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return _Standard(mean.float(), scale.float())
+
+
 class _Watch:
     """Looks at the selection pairs and remembers the weights that did best on them."""
 
@@ -134,17 +196,10 @@ class _Watch:
         layers: _Layers,
         standards: tuple[_Standard, _Standard],
         settings: AutoencoderSettings,
-        selection: PairedRows | None,
+        selection: Pairs | None,
     ) -> None:
-        self.layers, self.settings = layers, settings
-        self.pairs: tuple[Tensor, Tensor] | None = None
-        if selection is not None and settings.patience is not None:
-            sides = (selection.source, selection.target)
-            x, y = (
-                one.apply(side.detach().to(one.mean))
-                for one, side in zip(standards, sides, strict=True)
-            )
-            self.pairs = (x, y)
+        self.layers, self.settings, self.standards = layers, settings, standards
+        self.pairs = None if settings.patience is None else selection
         self.least, self.n_without_progress = math.inf, 0
         self.kept: list[Tensor] = []
 
@@ -158,8 +213,15 @@ class _Watch:
     def _look(self) -> None:
         if self.pairs is None:
             return
+        loss = 0.0
         with torch.no_grad():
-            loss = float(self.layers.loss(*self.pairs, is_nonlinear=self.settings.is_nonlinear))
+            for batch in self.pairs.batches():
+                x, y = (
+                    one.apply(side.detach().to(one.mean))
+                    for one, side in zip(self.standards, batch, strict=True)
+                )
+                mean = self.layers.loss(x, y, is_nonlinear=self.settings.is_nonlinear)
+                loss += float(mean) * len(x) / self.pairs.n_rows
         self.n_without_progress += 1
         if loss < self.least:
             self.least, self.n_without_progress = loss, 0
@@ -171,32 +233,18 @@ class _Watch:
         return _Layers(*self.kept) if self.kept else self.layers
 
 
-def _require_pairs(source: Tensor, target: Tensor) -> None:
-    if len(source) != len(target):
-        raise ShapeError(
-            f"{len(source)} source rows and {len(target)} target rows are not pairs: "
-            "align the tokens first"
-        )
-    if len(source) < 2:
-        raise FitError(
-            f"an autoencoder needs at least 2 pairs, got {len(source)}: give it more texts"
-        )
-    require_finite(
-        {"source": source, "target": target},
-        "the training data",
-        "load the model in bfloat16 or float32, or drop the texts that cause it",
-    )
-
-
 def _initial_layers(
-    x: Tensor, y: Tensor, settings: AutoencoderSettings, generator: torch.Generator
+    widths: tuple[int, int],
+    device: torch.device,
+    settings: AutoencoderSettings,
+    generator: torch.Generator,
 ) -> _Layers:
-    d_source, d_target = x.shape[1], y.shape[1]
+    d_source, d_target = widths
     d_hidden = settings.d_hidden(d_source, d_target)
 
     def uniform(*shape: int, fan_in: int, factor: float = 1.0) -> Tensor:
         drawn = torch.rand(*shape, generator=generator, device=generator.device) * 2 - 1
-        return (factor * drawn / math.sqrt(fan_in)).to(x.device).requires_grad_()
+        return (factor * drawn / math.sqrt(fan_in)).to(device).requires_grad_()
 
     second = 0.0 if settings.starts_at_zero else 1.0
     return _Layers(
@@ -207,16 +255,12 @@ def _initial_layers(
     )
 
 
-def _n_steps(n_rows: int, settings: AutoencoderSettings) -> int:
-    return settings.n_steps or settings.n_epochs * math.ceil(n_rows / settings.batch_size)
-
-
 def _batches(
-    n_rows: int, n_steps: int, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    for step in range(0, n_steps, math.ceil(n_rows / batch_size)):
-        order = torch.randperm(n_rows, generator=generator, device=generator.device)
-        yield from order.split(batch_size)[: n_steps - step]
+    pairs: Pairs, n_steps: int, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    n_per_pass = math.ceil(pairs.n_rows / batch_size)
+    for step in range(0, n_steps, n_per_pass):
+        yield from itertools.islice(pairs.shuffled(batch_size, generator), n_steps - step)
 
 
 def _rate(settings: AutoencoderSettings, progress: float) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from isthmus.maps.base import ActivationMap, AffineMap
 from isthmus.maps.moments import PairMoments
-from isthmus.maps.rows import PairedRows
+from isthmus.maps.rows import PairedRows, Pairs
 
 OnStep = Callable[[int, float], None]
 """Told the number of each step, from 1, and what is being lowered."""
@@ -53,10 +53,11 @@ class TwoWayMoments:
         self.back = PairMoments(d_target, d_source)
 
     @classmethod
-    def of(cls, rows: PairedRows) -> "TwoWayMoments":
-        """Returns the moments of rows that are in memory."""
-        moments = cls(rows.source.shape[1], rows.target.shape[1])
-        moments.update(rows)
+    def of(cls, pairs: Pairs) -> "TwoWayMoments":
+        """Returns the moments of pairs; no more than a batch of them is in memory at a time."""
+        moments = cls(pairs.d_source, pairs.d_target)
+        for source, target in pairs.batches():
+            moments.update(PairedRows(source, target))
         return moments
 
     def update(self, rows: PairedRows) -> None:

@@ -3,7 +3,11 @@
 1. `PairMoments.update` adds a batch of pairs: its means and centred products, in float64.
 2. Two groups of pairs combine exactly (Chan's parallel update), so that nothing is lost when the
    activations lie far from zero, and no row is kept.
+3. The correction of that update has rank one: it is one more row of the batch, and the product of
+   both is added in place. Of the symmetric Sxx only blocks on and above the diagonal are computed.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -11,7 +15,8 @@ from torch import Tensor
 
 from isthmus.core.errors import FitError, NonFiniteError, ShapeError
 
-_ROWS_AT_ONCE = 8192  # bounds the float64 copy of a batch: 8,192 rows of width 4,096 are 256 MiB
+_ROWS_AT_ONCE = 4096  # bounds the float64 copy of a batch: 4,096 rows of width 4,096 are 128 MiB
+_BLOCK = 512  # of columns; wide enough for full speed, narrow enough to leave out nearly half
 
 
 class PairMoments:
@@ -29,17 +34,17 @@ class PairMoments:
         n: Pairs seen.
         source_mean: Mean x̄ of the source activations, `[d_source]`.
         target_mean: Mean ȳ of the target activations, `[d_target]`.
-        source_scatter: Sxx = Σ (x - x̄)(x - x̄)ᵀ, `[d_source d_source]`.
-        cross_scatter: Sxy = Σ (x - x̄)(y - ȳ)ᵀ, `[d_source d_target]`.
         target_scatter: Diagonal of Syy, Σ (y - ȳ)² per coordinate, `[d_target]`.
     """
 
     n: int
     source_mean: Float[Tensor, " d_source"]
     target_mean: Float[Tensor, " d_target"]
-    source_scatter: Float[Tensor, "d_source d_source"]
-    cross_scatter: Float[Tensor, "d_source d_target"]
     target_scatter: Float[Tensor, " d_target"]
+    _upper: Float[Tensor, "d_source d_source"]
+    _cross: Float[Tensor, "d_source d_target"]
+    _is_shared: bool
+    _is_mirrored: bool
 
     def __init__(self, d_source: int, d_target: int, device: torch.device | str = "cpu") -> None:
         def zeros(*shape: int) -> Tensor:
@@ -48,9 +53,54 @@ class PairMoments:
         self.n = 0
         self.source_mean = zeros(d_source)
         self.target_mean = zeros(d_target)
-        self.source_scatter = zeros(d_source, d_source)
-        self.cross_scatter = zeros(d_source, d_target)
         self.target_scatter = zeros(d_target)
+        self._upper = zeros(d_source, d_source)
+        self._cross = zeros(d_source, d_target)
+        self._is_shared = False
+        # Below the blocks on its diagonal the first is stale until somebody looks at it.
+        self._is_mirrored = True
+
+    @classmethod
+    def of_sums(
+        cls,
+        n: int,
+        means: tuple[Float[Tensor, " d_source"], Float[Tensor, " d_target"]],
+        scatters: tuple[
+            Float[Tensor, "d_source d_source"],
+            Float[Tensor, "d_source d_target"],
+            Float[Tensor, " d_target"],
+        ],
+    ) -> "PairMoments":
+        """Returns moments of sums that are known already; later updates leave them unchanged.
+
+        Args:
+            n: Pairs.
+            means: Of the source and of the target activations, float64.
+            scatters: Sxx, Sxy and the diagonal of Syy, float64.
+
+        Returns:
+            Moments that share memory with the sums.
+        """
+        moments = object.__new__(cls)
+        moments.n, moments._is_shared, moments._is_mirrored = n, True, True
+        moments.source_mean, moments.target_mean = means
+        moments._upper, moments._cross, moments.target_scatter = scatters
+        return moments
+
+    @property
+    def source_scatter(self) -> Float[Tensor, "d_source d_source"]:
+        """Sxx = Σ (x - x̄)(x - x̄)ᵀ; later updates leave what was returned unchanged."""
+        if not self._is_mirrored:
+            for rows, _ in _blocks(self.d_source):
+                self._upper[rows.stop :, rows] = self._upper[rows, rows.stop :].T
+        self._is_shared = self._is_mirrored = True
+        return self._upper
+
+    @property
+    def cross_scatter(self) -> Float[Tensor, "d_source d_target"]:
+        """Sxy = Σ (x - x̄)(y - ȳ)ᵀ; later updates leave what was returned unchanged."""
+        self._is_shared = True
+        return self._cross
 
     @property
     def d_source(self) -> int:
@@ -82,13 +132,7 @@ class PairMoments:
         """
         if not 0 <= start < stop <= self.d_target:
             raise ShapeError(f"target coordinates {start} to {stop}: there are {self.d_target}")
-        part = object.__new__(PairMoments)
-        part.n = self.n
-        part.source_mean, part.source_scatter = self.source_mean, self.source_scatter
-        part.target_mean = self.target_mean[start:stop]
-        part.cross_scatter = self.cross_scatter[:, start:stop]
-        part.target_scatter = self.target_scatter[start:stop]
-        return part
+        return self._cut(slice(None), slice(start, stop))
 
     def at_source(self, start: int, stop: int) -> "PairMoments":
         """Returns the moments of some source coordinates, as maps from one of several sites need.
@@ -105,13 +149,18 @@ class PairMoments:
         """
         if not 0 <= start < stop <= self.d_source:
             raise ShapeError(f"source coordinates {start} to {stop}: there are {self.d_source}")
-        part = object.__new__(PairMoments)
-        part.n = self.n
-        part.source_mean = self.source_mean[start:stop]
-        part.source_scatter = self.source_scatter[start:stop, start:stop]
-        part.cross_scatter = self.cross_scatter[start:stop]
-        part.target_mean, part.target_scatter = self.target_mean, self.target_scatter
-        return part
+        return self._cut(slice(start, stop), slice(None))
+
+    def _cut(self, source: slice, target: slice) -> "PairMoments":
+        return PairMoments.of_sums(
+            self.n,
+            (self.source_mean[source], self.target_mean[target]),
+            (
+                self.source_scatter[source, source],
+                self.cross_scatter[source, target],
+                self.target_scatter[target],
+            ),
+        )
 
     def scaled(
         self, source_scale: Float[Tensor, " d_source"], target_scale: Float[Tensor, " d_target"]
@@ -125,14 +174,15 @@ class PairMoments:
         Returns:
             Moments that share no memory with these.
         """
-        other = PairMoments(self.d_source, self.d_target, self.source_mean.device)
-        other.n = self.n
-        other.source_mean = self.source_mean / source_scale
-        other.target_mean = self.target_mean / target_scale
-        other.source_scatter = self.source_scatter / source_scale / source_scale[:, None]
-        other.cross_scatter = self.cross_scatter / source_scale[:, None] / target_scale
-        other.target_scatter = self.target_scatter / target_scale.square()
-        return other
+        return PairMoments.of_sums(
+            self.n,
+            (self.source_mean / source_scale, self.target_mean / target_scale),
+            (
+                self.source_scatter / source_scale / source_scale[:, None],
+                self.cross_scatter / source_scale[:, None] / target_scale,
+                self.target_scatter / target_scale.square(),
+            ),
+        )
 
     def update(
         self,
@@ -152,15 +202,48 @@ class PairMoments:
         """
         self._require_fit(source, target)
         for side, rows in (("source", source), ("target", target)):
-            if not torch.isfinite(rows).all():
+            # A sum keeps every NaN and infinity at a tenth of the price; it may overflow by itself.
+            if not bool(torch.isfinite(rows.sum()) or torch.isfinite(rows).all()):
                 raise NonFiniteError(
                     f"the {side} activations hold NaN or infinity: "
                     "load the model in bfloat16 or float32, or drop the texts that cause it"
                 )
+        if not len(source):
+            return
+        self._own()
+        # One copy serves all pieces: fresh memory for each would cost as much as filling it.
+        n_held = min(len(source), _ROWS_AT_ONCE) + 1
+        held = [self._cross.new_empty(n_held, width) for width in (self.d_source, self.d_target)]
         pieces = zip(source.split(_ROWS_AT_ONCE), target.split(_ROWS_AT_ONCE), strict=True)
         for source_rows, target_rows in pieces:
-            if len(source_rows):
-                self.merge(self._of_rows(source_rows, target_rows))
+            self._add(source_rows, target_rows, held)
+
+    def _add(self, source: Tensor, target: Tensor, held: list[Tensor]) -> None:
+        """Adds a few pairs: S + Σ (x - m)(y - m')ᵀ + w (m - x̄)(m' - ȳ)ᵀ for the batch's means m."""
+        n, total = len(source), self.n + len(source)
+        means = []
+        for rows, copy, mean in zip(
+            (source, target), held, (self.source_mean, self.target_mean), strict=True
+        ):
+            copy[:n] = rows.detach()
+            means.append(copy[:n].mean(0))
+            copy[:n] -= means[-1]
+            copy[n] = (means[-1] - mean) * (self.n * n / total) ** 0.5
+        x, y = (copy[: n + 1] for copy in held)
+        self._is_mirrored = False
+        for block, right in _blocks(self.d_source):
+            self._upper[block, right].addmm_(x[:, block].T, x[:, right])
+        self._cross.addmm_(x.T, y)
+        self.target_scatter = self.target_scatter + torch.linalg.vector_norm(y, dim=0).square()
+        self.source_mean = self.source_mean + (means[0] - self.source_mean) * (n / total)
+        self.target_mean = self.target_mean + (means[1] - self.target_mean) * (n / total)
+        self.n = total
+
+    def _own(self) -> None:
+        """Takes copies of sums that others may hold, for they are about to change in place."""
+        if self._is_shared:
+            self._upper, self._cross = self._upper.clone(), self._cross.clone()
+            self._is_shared = False
 
     def merge(self, other: "PairMoments") -> None:
         """Adds the pairs that another instance has seen; `other` stays unchanged.
@@ -183,36 +266,17 @@ class PairMoments:
         source_shift = other.source_mean.to(device) - self.source_mean
         target_shift = other.target_mean.to(device) - self.target_mean
         weight = self.n * other.n / total
-        self.source_scatter = (
-            self.source_scatter
-            + other.source_scatter.to(device)
-            + weight * torch.outer(source_shift, source_shift)
-        )
-        self.cross_scatter = (
-            self.cross_scatter
-            + other.cross_scatter.to(device)
-            + weight * torch.outer(source_shift, target_shift)
-        )
+        self._own()
+        self._upper.add_(other.source_scatter.to(device))
+        self._upper.addr_(source_shift, source_shift, alpha=weight)
+        self._cross.add_(other.cross_scatter.to(device))
+        self._cross.addr_(source_shift, target_shift, alpha=weight)
         self.target_scatter = (
             self.target_scatter + other.target_scatter.to(device) + weight * target_shift.square()
         )
         self.source_mean = self.source_mean + source_shift * (other.n / total)
         self.target_mean = self.target_mean + target_shift * (other.n / total)
         self.n = total
-
-    def _of_rows(self, source: Tensor, target: Tensor) -> "PairMoments":
-        device = self.source_mean.device
-        # Copies of its own, so that centring needs no third one.
-        x = source.detach().to(device, torch.float64, copy=True)
-        y = target.detach().to(device, torch.float64, copy=True)
-        batch = PairMoments(self.d_source, self.d_target, device)
-        batch.n = len(x)
-        batch.source_mean, batch.target_mean = x.mean(0), y.mean(0)
-        x -= batch.source_mean
-        y -= batch.target_mean
-        batch.source_scatter, batch.cross_scatter = x.T @ x, x.T @ y
-        batch.target_scatter = y.square().sum(0)
-        return batch
 
     def _require_fit(self, source: Tensor, target: Tensor) -> None:
         given = (source.shape[1], target.shape[1])
@@ -226,6 +290,12 @@ class PairMoments:
                 f"{len(source)} source rows and {len(target)} target rows are not pairs: "
                 "align the tokens first"
             )
+
+
+def _blocks(width: int) -> Iterator[tuple[slice, slice]]:
+    """Yields blocks of rows, each with its columns from the diagonal on."""
+    for start in range(0, width, _BLOCK):
+        yield slice(start, start + _BLOCK), slice(start, width)
 
 
 def require_fittable(moments: PairMoments, what: str) -> None:

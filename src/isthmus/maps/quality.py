@@ -13,8 +13,7 @@ from torch import Tensor
 from isthmus.core.errors import FitError, NonFiniteError, ShapeError
 from isthmus.maps.base import ActivationMap, AffineMap, MapQuality, require_width
 from isthmus.maps.moments import PairMoments
-
-_ROWS_AT_ONCE = 8192
+from isthmus.maps.rows import PairedRows, Pairs
 
 
 def fraction_unexplained(
@@ -101,15 +100,37 @@ def held_out_quality_on_rows(
         ShapeError: If the numbers of rows differ.
         NonFiniteError: If an activation is NaN or infinite.
     """
-    require_width(target, fitted.d_target, f"the output of the {fitted.method} map")
     if len(source) != len(target):
         raise ShapeError(
             f"{len(source)} source rows and {len(target)} target rows are not pairs: "
             "align the tokens first"
         )
-    mean = target.double().mean(0)
+    return held_out_quality_on_pairs(fitted, PairedRows(source, target), n_train)
+
+
+def held_out_quality_on_pairs(fitted: ActivationMap, held_out: Pairs, n_train: int) -> MapQuality:
+    """Measures any map on held-out pairs that are read twice, a batch at a time.
+
+    Refuses what `held_out_quality_on_rows` refuses.
+
+    Args:
+        fitted: The map.
+        held_out: Pairs that it was not fitted on.
+        n_train: Pairs that the map was fitted on, for the record.
+
+    Returns:
+        R² and FVU, pooled over the target coordinates.
+
+    Raises:
+        NonFiniteError: If an activation is NaN or infinite.
+    """
+    sums = torch.zeros(held_out.d_target, dtype=torch.float64)
+    for _, y in held_out.batches():
+        require_width(y, fitted.d_target, f"the output of the {fitted.method} map")
+        sums = sums.to(y.device) + y.double().sum(0)
+    mean = sums / max(held_out.n_rows, 1)
     total, error = 0.0, 0.0
-    for x, y in zip(source.split(_ROWS_AT_ONCE), target.split(_ROWS_AT_ONCE), strict=True):
+    for x, y in held_out.batches():
         total += float((y.double() - mean).square().sum())
         error += float((y.double() - fitted(x).to(y.device).double()).square().sum())
     if not torch.isfinite(torch.tensor((total, error))).all():
@@ -117,8 +138,8 @@ def held_out_quality_on_rows(
             "the held-out activations hold NaN or infinity: "
             "load the model in bfloat16 or float32, or drop the texts that cause it"
         )
-    fvu = error / _require_total(total, len(target))
-    return MapQuality(1.0 - fvu, fvu, n_train, len(target))
+    fvu = error / _require_total(total, held_out.n_rows)
+    return MapQuality(1.0 - fvu, fvu, n_train, held_out.n_rows)
 
 
 def _require_total(total: float, n: int) -> float:

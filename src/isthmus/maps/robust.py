@@ -138,22 +138,24 @@ def weighted_moments(rows: PairedRows, weights: Float[Tensor, " row"]) -> PairMo
     Returns:
         Weighted means and scatters; `n` still counts the pairs.
     """
-    moments = PairMoments(rows.source.shape[1], rows.target.shape[1])
-    moments.n = len(weights)
+    zero = PairMoments(rows.d_source, rows.d_target)
+    means = [zero.source_mean, zero.target_mean]
+    sums = [zero.source_scatter, zero.cross_scatter, zero.target_scatter]
     w = weights.double()
     total = w.sum()
     pieces = list(
         zip(*(part.split(_ROWS_AT_ONCE) for part in (rows.source, rows.target, w)), strict=True)
     )
     for x, y, some in pieces:
-        moments.source_mean += some @ x.double() / total
-        moments.target_mean += some @ y.double() / total
+        means[0] += some @ x.double() / total
+        means[1] += some @ y.double() / total
     for x, y, some in pieces:
-        dx, dy = x.double() - moments.source_mean, y.double() - moments.target_mean
-        moments.source_scatter += (dx * some[:, None]).T @ dx
-        moments.cross_scatter += (dx * some[:, None]).T @ dy
-        moments.target_scatter += some @ dy.square()
-    return moments
+        dx, dy = x.double() - means[0], y.double() - means[1]
+        weighted = (dx * some[:, None]).T
+        sums[0].addmm_(weighted, dx)
+        sums[1].addmm_(weighted, dy)
+        sums[2] += some @ dy.square()
+    return PairMoments.of_sums(len(weights), (means[0], means[1]), (sums[0], sums[1], sums[2]))
 
 
 @dataclass(frozen=True)

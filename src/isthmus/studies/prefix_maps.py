@@ -15,7 +15,8 @@ from torch import Tensor
 
 from isthmus.maps.base import ActivationMap
 from isthmus.maps.controls import shuffled_rows
-from isthmus.workflows.map_fitting import fit_closed_form, moments_of
+from isthmus.maps.rows import moments_of
+from isthmus.workflows.map_fitting import fit_closed_form
 from isthmus.workflows.pairing import PARTS, PairedRows, Part, part_of_text
 
 PrefixStates = Float[Tensor, "text token _"]

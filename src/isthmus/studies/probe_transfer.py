@@ -40,11 +40,12 @@ from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.ranking import auroc_interval
 from isthmus.maps.base import AffineMap
 from isthmus.maps.controls import shuffled_rows
+from isthmus.maps.rows import moments_of
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.result import StudyResult
 from isthmus.workflows.config import RunConfig, make_config
-from isthmus.workflows.map_fitting import fit_closed_form, moments_of
+from isthmus.workflows.map_fitting import fit_closed_form
 from isthmus.workflows.pairing import PairedRows, Part, paired_rows
 from isthmus.workflows.twin_directions import read_states
 from isthmus.workflows.twins import (

@@ -10,7 +10,7 @@ from isthmus.core.identity import ModelIdentity
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.maps.autoencoder import AutoencoderSettings
-from isthmus.maps.autoencoder_training import fit_autoencoder
+from isthmus.maps.autoencoder_training import train_autoencoder
 from isthmus.maps.automatic import choose_map, errors_by_text
 from isthmus.maps.base import ActivationMap, MapQuality
 from isthmus.maps.controls import shuffled_rows
@@ -18,12 +18,16 @@ from isthmus.maps.files import FittedMap
 from isthmus.maps.fitting import TwoWayMoments
 from isthmus.maps.identity import identity_map
 from isthmus.maps.moments import PairMoments
-from isthmus.maps.quality import held_out_quality, held_out_quality_on_rows
+from isthmus.maps.quality import (
+    held_out_quality,
+    held_out_quality_on_pairs,
+    held_out_quality_on_rows,
+)
 from isthmus.maps.ridge import RidgeFitter
-from isthmus.maps.rows import PairedRows
+from isthmus.maps.rows import PairedRows, Pairs, in_memory, moments_of
 from isthmus.maps.shelf import FROM_BOTH_WAYS, FROM_MOMENTS, FROM_ROWS, SIMPLEST_FIRST
 from isthmus.workflows.config import MapMethod
-from isthmus.workflows.pairing import Part
+from isthmus.workflows.pairing import PARTS, Part
 
 AUTOENCODERS: Mapping[str, AutoencoderSettings] = {
     "autoencoder": AutoencoderSettings.paper(),
@@ -70,11 +74,6 @@ class MapEnds:
         )
 
 
-def moments_of(rows: PairedRows) -> PairMoments:
-    """Returns the moments of rows that are in memory."""
-    return rows.moments
-
-
 def fit_closed_form(
     method: MapMethod, moments: Mapping[Part, PairMoments]
 ) -> tuple[ActivationMap, MapQuality]:
@@ -103,20 +102,21 @@ def fit_closed_form(
 
 def fit_map(
     method: MapMethod,
-    rows: Mapping[Part, PairedRows],
+    rows: Mapping[Part, Pairs],
     ends: MapEnds,
     seed: int,
     progress: Progress,
     vocabulary: Callable[[], PairedRows] | None = None,
 ) -> FittedMap:
-    """Fits one map on rows that are in memory.
+    """Fits one map on pairs, which are read batch by batch where the map allows it.
 
     Args:
         method: Which map; `ridge_one_layer`, `unembedding_rows` and `identity` read only the source
             site nearest in relative depth, all others every source site. `auto` fits those of
             `maps.shelf.SIMPLEST_FIRST` and chooses on half of the held-out texts; its quality is
             that on the other half.
-        rows: Paired activations by part.
+        rows: Paired activations by part, in memory or in a store. `auto` and maps of
+            `maps.shelf.FROM_ROWS` gather them in memory.
         ends: Models and sites.
         seed: Anchors, landmarks, first weights and order of the trained maps.
         progress: Who shows progress.
@@ -129,27 +129,34 @@ def fit_map(
         FitError: If a part has no pairs, or too few.
         ConfigError: If the map needs a vocabulary and none is given.
     """
-    if missing := [part for part in ("train", "selection", "held_out") if part not in rows]:
-        raise FitError(f"no pairs for {missing}: give at least 10 texts")
+    _require_parts([part for part in PARTS if part not in rows or not rows[part].n_rows])
     if method == "auto":
-        return _automatic(rows, ends, seed, progress)
+        return _automatic(_gathered(rows, "auto"), ends, seed, progress)
     if method in ONE_SITE:
         ends, rows = _one_site(ends, rows)
     if method in FROM_MOMENTS:
-        made, quality = fit_closed_form(method, {p: r.moments for p, r in rows.items()})
+        made, quality = fit_closed_form(method, {p: moments_of(r) for p, r in rows.items()})
         return ends.fitted(made, quality)
     if method == "unembedding_rows":
         made, n_train = _on_vocabulary(vocabulary)
     else:
-        made, n_train = _fitted(method, rows, ends, seed, progress), len(rows["train"].source)
-    held_out = rows["held_out"]
-    quality = held_out_quality_on_rows(made, held_out.source, held_out.target, n_train)
+        made, n_train = _fitted(method, rows, ends, seed, progress), rows["train"].n_rows
+    quality = held_out_quality_on_pairs(made, rows["held_out"], n_train)
     return ends.fitted(made, quality, seed=seed)
+
+
+def _require_parts(missing: Sequence[Part]) -> None:
+    if missing:
+        raise FitError(f"no pairs for {[*missing]}: give at least 10 texts")
+
+
+def _gathered(rows: Mapping[Part, Pairs], what: str) -> dict[Part, PairedRows]:
+    return {part: in_memory(pairs, f"the {what} map") for part, pairs in rows.items()}
 
 
 def _fitted(
     method: str,
-    rows: Mapping[Part, PairedRows],
+    rows: Mapping[Part, Pairs],
     ends: MapEnds,
     seed: int,
     progress: Progress,
@@ -167,10 +174,9 @@ def _fitted(
             advance(1)
 
         if method in FROM_ROWS:
-            return FROM_ROWS[method].fit(train, selection, generator, on_step)
-        return fit_autoencoder(
-            train.source, train.target, AUTOENCODERS[method], generator, on_step, selection
-        )
+            kept = _gathered({"train": train, "selection": selection}, method)
+            return FROM_ROWS[method].fit(kept["train"], kept["selection"], generator, on_step)
+        return train_autoencoder(train, AUTOENCODERS[method], generator, on_step, selection)
 
 
 def _on_vocabulary(vocabulary: Callable[[], PairedRows] | None) -> tuple[ActivationMap, int]:
@@ -226,8 +232,7 @@ def _rows_for(fitted: FittedMap, rows: PairedRows, ends: MapEnds) -> PairedRows:
     """Cuts rows down to the source sites that a map reads."""
     if fitted.source_sites == ends.source_sites:
         return rows
-    _, cut = _one_site(ends, {"held_out": rows})
-    return cut["held_out"]
+    return rows.columns(*_nearest_columns(ends))
 
 
 def _halves(rows: PairedRows) -> tuple[PairedRows, PairedRows]:
@@ -246,13 +251,38 @@ def _halves(rows: PairedRows) -> tuple[PairedRows, PairedRows]:
     )
 
 
-def _one_site(
-    ends: MapEnds, rows: Mapping[Part, PairedRows]
-) -> tuple[MapEnds, dict[Part, PairedRows]]:
-    site = ends.nearest_source_site
-    start = ends.source_sites.index(site) * ends.source.d_model
-    cut = {part: r.columns(start, start + ends.source.d_model) for part, r in rows.items()}
-    return ends.at([site]), cut
+def _one_site(ends: MapEnds, rows: Mapping[Part, Pairs]) -> tuple[MapEnds, dict[Part, Pairs]]:
+    cut = {part: pairs.columns(*_nearest_columns(ends)) for part, pairs in rows.items()}
+    return ends.at([ends.nearest_source_site]), cut
+
+
+def _nearest_columns(ends: MapEnds) -> tuple[int, int]:
+    start = ends.source_sites.index(ends.nearest_source_site) * ends.source.d_model
+    return start, start + ends.source.d_model
+
+
+def fit_streamed(
+    method: MapMethod, moments: Mapping[Part, PairMoments], ends: MapEnds
+) -> FittedMap:
+    """Fits one map of `maps.shelf.FROM_MOMENTS` on pairs of which only the moments were kept.
+
+    Args:
+        method: Which map.
+        moments: Pairs to fit on, to choose a strength on, and to measure on.
+        ends: Models and sites.
+
+    Returns:
+        The map with its ends and its quality on held-out pairs.
+
+    Raises:
+        FitError: If a part has too few pairs.
+        ConfigError: If the map needs more than moments.
+    """
+    _require_parts([part for part in PARTS if part not in moments or not moments[part].n])
+    if method in ONE_SITE:
+        moments = {p: one.at_source(*_nearest_columns(ends)) for p, one in moments.items()}
+        ends = ends.at([ends.nearest_source_site])
+    return ends.fitted(*fit_closed_form(method, moments))
 
 
 def shuffled_map(rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int) -> FittedMap:

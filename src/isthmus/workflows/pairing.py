@@ -165,11 +165,12 @@ def paired_moments(
     pairing: Pairing = "character_end",
     batch_size: int = 64,
     progress: Progress,
+    keeps_rows: bool = True,
 ) -> PairedMoments:
     """Accumulates the moments of paired activations for every target site.
 
-    Rows are kept, too, while all of them together are at most `MOST_KEPT` numbers.
-    Arguments are those of `read_pairs`.
+    Rows are kept, too, while all of them together are at most `MOST_KEPT` numbers, unless
+    `keeps_rows` is false. Other arguments are those of `read_pairs`.
     """
     d_source, d_target = len(sites[0]) * source.d_model, len(sites[1]) * target.d_model
     # One pass over the source side serves all target sites.
@@ -185,8 +186,10 @@ def paired_moments(
             moments[part].update(pair.source, pair.target)
             waiting[part].clear()
             n_numbers += pair.source.numel() + pair.target.numel()
-            if n_numbers <= MOST_KEPT:
+            if keeps_rows and n_numbers <= MOST_KEPT:
                 kept[part].append(pair)
+            else:
+                kept[part].clear()
 
     def visit(part: Part, rows: Tensor, made: dict[Site, Tensor]) -> None:
         waiting[part].append((rows, torch.cat([made[site] for site in sites[1]], dim=-1)))
@@ -212,7 +215,7 @@ def paired_moments(
         }
         for i, site in enumerate(sites[1])
     }
-    is_kept = n_numbers <= MOST_KEPT
+    is_kept = keeps_rows and n_numbers <= MOST_KEPT
     rows = {part: _all(pieces) for part, pieces in kept.items() if pieces and is_kept}
     return PairedMoments(tuple(sites[0]), by_site, n_pairs, len(texts[0]), rows)
 

@@ -31,6 +31,8 @@ from isthmus.data.store_format import (
     StoredSide,
     StoredText,
     StoreSpec,
+    is_store,
+    read_manifest,
     text_sha256,
 )
 from isthmus.data.store_writer import (
@@ -99,6 +101,28 @@ def spec_of_store(
     target = sides.get("target")
     paired_by = None if target is None else pairing
     return StoreSpec(sides["source"], target, paired_by, storage_dtype, rows_per_shard)
+
+
+def as_in_store(folder: str | Path, needed: StoreSpec) -> StoreSpec:
+    """Returns the specification of a store that is there, if it holds what is needed.
+
+    Args:
+        folder: The store; it need not be there.
+        needed: Models and sites that are needed. The store may hold more sites, and have a storage
+            type and size of shards of its own.
+
+    Returns:
+        The store's specification; `needed` itself where it does not hold that, or is not there.
+    """
+    if not is_store(Path(folder)):
+        return needed
+    held = read_manifest(Path(folder)).spec
+    lacks = any(
+        set(side.sites) - set(held.sides[role].sites)
+        for role, side in needed.sides.items()
+        if role in held.sides
+    )
+    return needed if lacks else held.with_models_of(needed)
 
 
 def texts_to_store(
