@@ -14,6 +14,7 @@ from benchmarks.capture_cases import capture_cases
 from benchmarks.import_cases import import_cases
 from benchmarks.map_cases import map_cases
 from benchmarks.networks import FULL, QUICK, Scale
+from benchmarks.ray_cases import ray_cases
 from benchmarks.results import (
     CaseResult,
     conditions,
@@ -31,7 +32,7 @@ from rich.console import Console
 from isthmus.core.errors import IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ("capture", "generation", "rows", "continuous", "scoring", "maps", "imports")
+GROUPS = ("capture", "generation", "rows", "continuous", "scoring", "maps", "imports", "ray")
 OUT = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 CLOCKS: Mapping[str, Callable[[Variant], float]] = {
@@ -65,8 +66,10 @@ def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
             yield from scoring_cases(scale, generator)
         elif group == "maps":
             yield from map_cases(scale, generator)
-        else:
+        elif group == "imports":
             yield from import_cases()
+        else:
+            yield from ray_cases(scale)
 
 
 def measure(

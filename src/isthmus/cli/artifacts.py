@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed, Sites
+from isthmus.cli.options import (
+    Address,
+    BatchSize,
+    Device,
+    Dtype,
+    EngineName,
+    Out,
+    Seed,
+    Sites,
+    Workers,
+)
 from isthmus.cli.terminal import RichProgress, print_text
 
 MapName = Literal[
@@ -66,6 +76,9 @@ def capture(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,
+    engine: EngineName = "local",
+    address: Address = None,
+    n_workers: Workers = None,
 ) -> None:
     """Keep activations over a file of prompts, of one model or in pairs; goes on where it ended."""
     from isthmus.workflows.capture import capture as work
@@ -85,6 +98,9 @@ def capture(
             dtype=dtype,
             device=device,
             batch_size=batch_size,
+            engine=engine,
+            address=address,
+            n_workers=n_workers,
             progress=progress,
         )
     print_text(f"activations: {folder}")

@@ -18,9 +18,10 @@ EXIT_CODES: dict[type[errors.IsthmusError], int] = {
     errors.NonFiniteError: 8,
     errors.FitError: 8,
     errors.NoEditError: 9,
+    errors.EngineError: 10,
 }
 """Exit codes: 1 other, 2 options, 3 prompts, 4 models, 5 mismatch, 6 damaged files, 7 output,
-8 numbers, 9 nothing edited."""
+8 numbers, 9 nothing edited, 10 no cluster or no workers."""
 
 
 def exit_code(error: errors.IsthmusError) -> int:

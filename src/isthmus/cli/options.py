@@ -9,7 +9,7 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Computation type; auto is the stored one."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..., or map:auto.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Site = Annotated[
@@ -37,6 +37,17 @@ JudgeSettings = Annotated[
     Path | None, typer.Option(help="YAML file with the settings of the endpoint or guard.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts per forward pass.")]
+
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option(help="Who computes: this machine, or a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="With --engine ray: of a running cluster, or auto; one is started if omitted."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="With --engine ray: workers at once.")]
 
 
 def as_site(written: str | None) -> str | None:

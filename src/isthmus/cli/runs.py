@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from isthmus.cli.options import (
+    Address,
     Device,
     Dtype,
     Edit,
+    EngineName,
     Judge,
     JudgeSettings,
     Positions,
@@ -17,6 +19,7 @@ from isthmus.cli.options import (
     Site,
     Strength,
     Task,
+    Workers,
     as_site,
 )
 from isthmus.cli.terminal import RichProgress, print_results, print_text
@@ -53,12 +56,23 @@ def run(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/configuration.md.")],
     out: Annotated[Path, typer.Option(help="Results folder.")] = Path("runs/run"),
     is_cached: Cached = True,
+    engine: EngineName = "local",
+    address: Address = None,
+    n_workers: Workers = None,
 ) -> None:
     """Carry out a configuration: directions, maps, transfer, controls, report."""
     from isthmus.workflows.run import run as work
 
     with RichProgress() as progress:
-        result = work(config, out=out, is_cached=is_cached, progress=progress)
+        result = work(
+            config,
+            out=out,
+            is_cached=is_cached,
+            engine=engine,
+            address=address,
+            n_workers=n_workers,
+            progress=progress,
+        )
     print_results(result.measurements)
     print_text(f"report: {result.report}")
 
@@ -79,6 +93,9 @@ def evaluate(
     n_random: Annotated[int, typer.Option(min=1, help="Draws of the random control.")] = 3,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    engine: EngineName = "local",
+    address: Address = None,
+    n_workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
     """Measure one direction in one model, beside random directions, noise and the prompt alone."""
@@ -101,6 +118,9 @@ def evaluate(
             n_random=n_random,
             dtype=dtype,
             device=device,
+            engine=engine,
+            address=address,
+            n_workers=n_workers,
             seed=seed,
             progress=progress,
         )
@@ -140,6 +160,9 @@ def reproduce(
             help="Parts at once; as many as there are processors when not given, one with a GPU.",
         ),
     ] = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    n_workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
     """Lay the figures of arXiv 2503.04429 beside our own numbers; or measure the transfer matrix.
@@ -158,6 +181,9 @@ def reproduce(
             config=config,
             is_cached=is_cached,
             n_processes=n_processes,
+            engine=engine,
+            address=address,
+            n_workers=n_workers,
             seed=seed,
             progress=progress,
         )

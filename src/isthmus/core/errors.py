@@ -12,6 +12,7 @@ IsthmusError
 ├── IdentityError      a direction, map or certificate of another model
 ├── ArtifactError      a file that is missing, damaged or not an isthmus artifact
 ├── OutputError        a place that cannot be written to
+├── EngineError        a cluster that cannot be reached, or workers that were lost too often
 ├── NonFiniteError     NaN or infinity in activations or fits
 ├── FitError           too little data for a fit, or a fit that did not come out
 └── NoEditError        an intervention that edited nothing
@@ -66,6 +67,10 @@ class ArtifactError(IsthmusError):
 
 class OutputError(IsthmusError):
     """A place cannot be written to."""
+
+
+class EngineError(IsthmusError):
+    """A cluster cannot be reached, or its workers were lost too often."""
 
 
 class NonFiniteError(IsthmusError):

@@ -1,5 +1,6 @@
 """What a result needs to be repeated: code, versions, machine, seconds per stage."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -25,6 +26,14 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def code_hash() -> str:
+    """Returns a hash that changes with any line of isthmus."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def source_commit() -> str | None:

@@ -24,6 +24,7 @@ from isthmus.models.biases import as_llama, switch_on_bias
 from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.layouts import ModelLayout, ResidualWriter
+from isthmus.models.placement import require_one_device
 from isthmus.models.probing import find_layout, probe_tokens
 from isthmus.models.writers import is_experts
 
@@ -117,6 +118,7 @@ def bake_addition(
         NonFiniteError: If it holds NaN or infinity.
     """
     where = lm.site(site)
+    require_one_device(lm.model, "bake an edit into")
     wide = _checked("vector", vector, lm)
     plain, expected = _logits(lm.layout), _logits(lm.layout, _Shift(wide), where)
     allowed = _SHARE_OF_EFFECT * (expected - plain).abs().max()
@@ -259,6 +261,7 @@ def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
 
 def _copy_of(lm: LanguageModel) -> PreTrainedModel:
     """Copies a model whose weights are to change; its head no longer shares the embedding's."""
+    require_one_device(lm.model, "bake an edit into")
     adapted = next((n for n, _ in lm.model.named_parameters() if ".lora_" in n), None)
     if adapted is not None:
         raise ModelError(f"{adapted} is an adapter's: merge it first (merge_and_unload of peft)")

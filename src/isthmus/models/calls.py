@@ -23,11 +23,12 @@ class Call:
     @property
     def was_overwritten(self) -> bool:
         """Whether one of the tensors was changed in place after it was copied."""
-        return any(not torch.equal(copy, now) for copy, now in self.live)
+        return any(not torch.equal(copy, now.cpu()) for copy, now in self.live)
 
     def keep(self, value: Tensor) -> Tensor:
-        """Copies a tensor and remembers the original."""
-        copy = value.detach().clone()
+        """Copies a tensor to the CPU and remembers the original."""
+        # Modules of one model may compute on several devices, and their calls are compared.
+        copy = value.detach().to("cpu", copy=True)
         self.live.append((copy, value.detach()))
         return copy
 

@@ -26,8 +26,8 @@ class CapturedBatch:
     Attributes:
         indices: Which of the given texts these are.
         row_lengths: How many tokens each of them has.
-        values: For every site one row per token, text after text, on the model's device and in its
-            dtype.
+        values: For every site one row per token, text after text, on the device of the site's block
+            and in the model's dtype.
     """
 
     indices: tuple[int, ...]
@@ -89,10 +89,10 @@ def _captured_batches(
     padding = _MAX_PADDING_CPU if lm.device.type == "cpu" else _MAX_PADDING_ELSEWHERE
     for indices, batch in padded_batches(lm, texts, "right", batch_size, max_padding=padding):
         # Found on the host: an accelerator would have to be waited for, site by site.
-        real = batch.is_real.flatten().nonzero().squeeze(1).to(lm.device)
+        real = batch.is_real.flatten().nonzero().squeeze(1)
         # Selected outside inference mode: fits with gradients can use what comes out.
         values = {
-            site: value.flatten(0, 1).index_select(0, real)
+            site: value.flatten(0, 1).index_select(0, real.to(value.device))
             for site, value in _forward(lm, batch, sites).items()
         }
         captured = CapturedBatch(indices, tuple(len(text) for text in batch.texts), values)

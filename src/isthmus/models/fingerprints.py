@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from isthmus.core.errors import NonFiniteError
+from isthmus.models.placement import read_weight
 
 _NARROW = {torch.float16, torch.bfloat16, torch.float32}
 
@@ -20,7 +21,7 @@ def hash_weights(model: nn.Module) -> str:
     dtype that holds them hash alike. Tied parameters count once.
 
     Args:
-        model: Any module; left unchanged.
+        model: Any module; left unchanged. Values that accelerate keeps elsewhere are read there.
 
     Returns:
         64 hexadecimal digits.
@@ -28,11 +29,26 @@ def hash_weights(model: nn.Module) -> str:
     Raises:
         NonFiniteError: If a parameter holds NaN or infinity.
     """
-    named = sorted(model.named_parameters(), key=lambda pair: pair[0])
+    names = sorted(
+        name for name, value in model.named_parameters() if not _is_twin(model, name, value)
+    )
+    digests = {}
+    # Weights that are kept elsewhere are brought here one at a time, whoever else is reading.
+    for name in names:
+        if model.get_parameter(name).is_meta:
+            digests[name] = _hash_parameter(name, read_weight(model, name))
+    here = [name for name in names if name not in digests]
     # Hashing releases the interpreter lock.
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda pair: _hash_parameter(*pair), named))
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        made = pool.map(lambda name: _hash_parameter(name, model.get_parameter(name)), here)
+        digests |= dict(zip(here, made, strict=True))
+    return hashlib.sha256("\n".join(digests[name] for name in names).encode()).hexdigest()
+
+
+def _is_twin(model: nn.Module, name: str, value: Tensor) -> bool:
+    """Says whether a weight that is kept elsewhere is another one's, which then counts."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return value.is_meta and name in tied
 
 
 def _hash_parameter(name: str, parameter: Tensor) -> str:

@@ -1,6 +1,6 @@
 """A loaded model with its tokenizer, its layout and its identity; loading by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,12 @@ from transformers import (
 )
 
 from isthmus.core.artifacts import SafetensorError
-from isthmus.core.errors import ConfigError, ModelError
+from isthmus.core.errors import ModelError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.sites import Site, parse_site, parse_sites
 from isthmus.models.fingerprints import hash_tokenizer, hash_weights
 from isthmus.models.layouts import ModelLayout, find_parts
+from isthmus.models.placement import Placement, device_of, find_placement, load_spread
 from isthmus.models.probing import find_layout
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -69,7 +70,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return next(self.layout.embedding.parameters()).device
+        return device_of(self.layout.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,7 +183,8 @@ def load_language_model(
     Args:
         name: `org/model` on the Hugging Face Hub, a folder, or `organism:NAME`.
         dtype: `auto` is as stored, except that float16 becomes float32 on a CPU.
-        device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1` …
+        device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1` …; or a map for
+            models larger than a device: `map:auto`, `map:balanced`, `map:{"module": "device"}`.
         revision: Branch, tag or commit on the Hub; the default branch when not given.
 
     Returns:
@@ -190,29 +192,33 @@ def load_language_model(
 
     Raises:
         ModelError: If it cannot be loaded or is no decoder-only language model.
-        ConfigError: If the machine does not have the device.
+        ConfigError: If the machine does not have the device, or accelerate for a map.
         NonFiniteError: If a weight holds NaN or infinity.
     """
-    place = _find_device(device)
+    place = find_placement(device)
     where = _find_place(name)
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     tokenizer = _load_tokenizer(name, where, options)
-    model = _load_model(name, where, dtype, options)
-    if dtype == "auto" and place.type == "cpu" and model.dtype == torch.float16:
-        model = model.float()
-    nn.Module.to(model, device=place)
+
+    def load(kind: DTypeName, more: dict[str, Any]) -> PreTrainedModel:
+        return _load_model(name, where, kind, options | more)
+
+    model = _placed(load, dtype, place)
+    if dtype == "auto" and place.device.type == "cpu" and model.dtype == torch.float16:
+        # Weights that accelerate keeps elsewhere cannot be changed: they are loaded again.
+        is_spread = place.device_map is not None
+        model = _placed(load, "float32", place) if is_spread else model.float()
     return wrap_language_model(model, tokenizer, name)
 
 
-def _find_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"no device {device!r} here ({error}): use auto, cpu or cuda") from None
-    return found
+def _placed(
+    load: Callable[[DTypeName, dict[str, Any]], PreTrainedModel], dtype: DTypeName, place: Placement
+) -> PreTrainedModel:
+    if place.device_map is not None:
+        return load_spread(lambda more: load(dtype, more), place)
+    model = load(dtype, {})
+    nn.Module.to(model, device=place.device)
+    return model
 
 
 def _find_place(name: str) -> str:

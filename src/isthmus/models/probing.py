@@ -26,6 +26,7 @@ from isthmus.models.layouts import (
     ResidualWriter,
     find_parts,
 )
+from isthmus.models.placement import device_of, weights_at_hand
 from isthmus.models.writers import (
     ROUNDING_STEPS,
     candidate_names,
@@ -102,7 +103,8 @@ def probe_tokens(embedding: nn.Module) -> Int[Tensor, "batch pos"]:
     weight = next(embedding.parameters())
     generator = torch.Generator().manual_seed(0)
     shape = (_N_ROWS, _N_POSITIONS)
-    return torch.randint(0, weight.shape[0], shape, generator=generator).to(weight.device)
+    drawn = torch.randint(0, weight.shape[0], shape, generator=generator)
+    return drawn.to(device_of(embedding))
 
 
 def _run(parts: DecoderParts, token_ids: Int[Tensor, "batch pos"]) -> _Trace:
@@ -160,7 +162,9 @@ def _embedding_scale(
     parts: DecoderParts, token_ids: Int[Tensor, "batch pos"], trace: _Trace
 ) -> float | None:
     given = trace.block(next(iter(parts.blocks)))[0]
-    rows = next(parts.embedding.parameters()).detach()[token_ids]
+    with weights_at_hand(parts.embedding):
+        weight = next(parts.embedding.parameters()).detach()
+        rows = weight[token_ids.to(weight.device)].cpu()
     if rows.shape != given.shape:
         return None
     scale = float((given.double() * rows.double()).sum() / rows.double().square().sum())

@@ -45,6 +45,7 @@ def matrix_parts(*, is_quick: bool) -> dict[str, Part]:
             task,
             partial(_matrix, task),
             organisms_of_matrix(task, is_quick=is_quick),
+            has_shards=True,
         )
         for task in TASKS_OF_MATRIX
     }
@@ -80,5 +81,6 @@ def _matrix(task: TaskName, scope: Scope, progress: Progress) -> StudyResult:
         task,
         settings=sizes,
         seed=scope.seed,
+        engine=scope.engine,
         progress=progress,
     )

@@ -13,6 +13,7 @@ from isthmus.core.errors import ConfigError
 from isthmus.models.organisms import packed_folder
 from isthmus.tasks import TASKS, task_named
 from isthmus.workflows.config import RunConfig, TaskName
+from isthmus.workflows.engines.jobs import Engine
 
 SOURCE = "llama"
 TARGETS = ("qwen2", "gemma2", "llama-large")
@@ -54,12 +55,14 @@ class Scope:
         seed: Seed of everything random.
         given: Configurations whose models take the place of the organisms.
         is_alone: Whether nothing else of this reproduction runs at the same time.
+        engine: Who computes the shards of parts that have some; this process when not given.
     """
 
     is_quick: bool
     seed: int
     given: tuple[RunConfig, ...] = ()
     is_alone: bool = True
+    engine: Engine | None = None
 
     def pick(self, quick: int, full: int) -> int:
         """Returns the number that this scope asks for."""

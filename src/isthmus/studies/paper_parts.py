@@ -43,12 +43,14 @@ class Part:
         task: Whose configurations name its models, where such are given.
         run: Does it.
         organisms: What it reads where none are given.
+        has_shards: Whether it hands its work to the scope's engine by itself.
     """
 
     title: str
     task: TaskName
     run: Callable[[Scope, Progress], StudyResult]
     organisms: tuple[str, ...]
+    has_shards: bool = False
 
 
 def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:

@@ -1,8 +1,9 @@
-"""Runs the parts of a reproduction, one after another or in processes of their own.
+"""Runs the parts of a reproduction, one after another, in processes of their own, or on an engine.
 
 1. A finished part is kept in the cache; a part that is there is not computed again.
 2. A part that cannot run is reported with the reason; the others go on.
 3. Processes share nothing but the cache; each computes one part with one thread.
+4. A part that has shards of its own hands those to the engine; others are a shard each.
 """
 
 import json
@@ -12,15 +13,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from isthmus.core.artifacts import sha256_of_file
-from isthmus.core.errors import IsthmusError
-from isthmus.core.progress import SilentProgress
+from isthmus.core.errors import EngineError, IsthmusError
+from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, StageTime
 from isthmus.evaluation.reproduction import ReportedPart
 from isthmus.studies.matrix_parts import matrix_parts
@@ -28,6 +30,9 @@ from isthmus.studies.paper_models import Scope, keys_of_models
 from isthmus.studies.paper_parts import LONGEST, PARTS, Part
 from isthmus.studies.result import StudyResult
 from isthmus.studies.study_files import find_study, keep_study, study_folder
+from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
+
+_WORKER = "isthmus.studies.part_running:PartWorker"
 
 
 def run_parts(
@@ -50,7 +55,9 @@ def run_parts(
     Returns:
         One report per part, those that could not run among them.
     """
-    if n_processes > 1:
+    if scope.engine is not None and not any(part.has_shards for part in parts.values()):
+        return _on_engine(scope.engine, parts, scope, clock, is_cached=is_cached)
+    if n_processes > 1 and scope.engine is None:
         own = replace(scope, is_alone=False)
         missing = [n for n in parts if not is_cached or _kept(n, parts[n], own) is None]
         if len(missing) > 1:
@@ -61,6 +68,26 @@ def run_parts(
     return [
         _reported(name, part, scope, clock, is_cached=is_cached) for name, part in parts.items()
     ]
+
+
+def _on_engine(
+    engine: Engine, parts: Mapping[str, Part], scope: Scope, clock: StageClock, *, is_cached: bool
+) -> list[ReportedPart]:
+    """Lets an engine compute every part as one shard."""
+    long = [name for name in LONGEST if name in parts]
+    names = [*long, *(name for name in parts if name not in long)]
+    settings = {"scope": scope.to_json(), "is_cached": is_cached}
+    shards = tuple(Shard({"name": name}, name) for name in names)
+    job = Job("parts", _WORKER, settings, shards)
+    reported: dict[str, ReportedPart] = {}
+    with TemporaryDirectory(prefix="isthmus-parts-") as folder:
+        answers = engine.run(job, Path(folder), clock.shown)
+        for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
+            clock.stages.append(StageTime(f"part: {name}", answer["wall_s"], answer["cpu_s"]))
+            clock.note(f"{name}: {answer['problem'] or 'done'}")
+            found = find_study(shard_folder(Path(folder), number))
+            reported[name] = _of_result(name, parts[name], found, answer["problem"])
+    return [reported[name] for name in parts]
 
 
 def _in_processes(
@@ -105,8 +132,45 @@ def _in_process(name: str, scope: Scope, *, is_cached: bool) -> tuple[StageTime,
     return took, said or f"its process ended with {done.returncode}: want of memory, perhaps"
 
 
+@dataclass(frozen=True)
+class PartWorker:
+    """Computes parts as shards.
+
+    Attributes:
+        settings: `scope` and `is_cached` as JSON values.
+        progress: Who shows progress.
+    """
+
+    settings: Json
+    progress: Progress
+
+    def work(self, asked: Json, place: Path) -> Json:
+        """Computes one part.
+
+        Args:
+            asked: Its `name`.
+            place: Receives it as a study.
+
+        Returns:
+            `problem`, empty unless it cannot run, and seconds.
+        """
+        wall, cpu = time.perf_counter(), time.process_time()
+        problem = ""
+        try:
+            keep_study(place, work({**self.settings, **asked}))
+        except IsthmusError as error:
+            # Where one part cannot run, the others go on.
+            problem = str(error)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return {"problem": problem, "wall_s": wall, "cpu_s": cpu}
+
+
 def _collected(name: str, part: Part, scope: Scope, problem: str) -> ReportedPart:
     result = None if problem else _kept(name, part, scope)
+    return _of_result(name, part, result, problem)
+
+
+def _of_result(name: str, part: Part, result: StudyResult | None, problem: str) -> ReportedPart:
     if result is None:
         problem = problem or "it was computed but is not in the cache: run with one process"
         return ReportedPart(name, part.title, problem=problem)
@@ -122,11 +186,14 @@ def _kept(name: str, part: Part, scope: Scope) -> StudyResult | None:
     return None if place is None else find_study(place)
 
 
-def work(asked: Mapping[str, Any]) -> None:
+def work(asked: Mapping[str, Any]) -> StudyResult:
     """Computes one part into the cache: what a process does.
 
     Args:
         asked: `name`, `scope` and `is_cached` as JSON values.
+
+    Returns:
+        What the part found.
 
     Raises:
         IsthmusError: Whatever makes the part impossible.
@@ -135,7 +202,7 @@ def work(asked: Mapping[str, Any]) -> None:
     scope = Scope.from_json(asked["scope"], is_alone=False)
     name, clock = asked["name"], StageClock(SilentProgress())
     part = {**PARTS, **matrix_parts(is_quick=scope.is_quick)}[name]
-    _result(name, part, scope, clock, is_cached=asked["is_cached"])
+    return _result(name, part, scope, clock, is_cached=asked["is_cached"])
 
 
 def _reported(
@@ -144,6 +211,9 @@ def _reported(
     try:
         with clock.stage(f"part: {name}"):
             result = _result(name, part, scope, clock, is_cached=is_cached)
+    except EngineError:
+        # Without a cluster no other part would fare better.
+        raise
     except IsthmusError as error:
         clock.note(f"{name} is left out: {error}")
         return ReportedPart(name, part.title, problem=str(error))

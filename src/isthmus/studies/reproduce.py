@@ -25,6 +25,9 @@ from isthmus.studies.paper_models import Scope
 from isthmus.studies.paper_parts import PARTS, Part
 from isthmus.studies.part_running import run_parts
 from isthmus.workflows.config import RunConfig, read_config
+from isthmus.workflows.engines.choosing import EngineName, engine_named
+from isthmus.workflows.engines.jobs import Engine
+from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.organism_missing import ensure_organisms
 
 
@@ -52,6 +55,9 @@ def reproduce(
     config: Sequence[RunConfig | str | Path] | None = None,
     is_cached: bool = True,
     n_processes: int | None = None,
+    engine: EngineName | Engine = "local",
+    address: str | None = None,
+    n_workers: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Reproduction:
@@ -73,7 +79,12 @@ def reproduce(
             organisms; parts whose task none of them has are reported as missing.
         is_cached: Whether parts that the cache holds are used rather than computed again.
         n_processes: How many parts are computed at once, each in a process of its own with one
-            thread; as many as there are processors when not given, 1 with a GPU.
+            thread; as many as there are processors when not given, 1 with a GPU. With engine `ray`
+            `n_workers` says it.
+        engine: Who computes parts, and entries of a matrix: `local` is this machine, `ray` workers
+            of a Ray cluster with one thread each.
+        address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
+        n_workers: With `ray`: how many parts or entries at once.
         seed: Seed of everything random.
         progress: Who shows progress.
 
@@ -84,6 +95,7 @@ def reproduce(
         ConfigError: If there is nothing of this name to reproduce, no such part, or a configuration
             cannot be used.
         OutputError: If the place cannot be written to or holds something else.
+        EngineError: If the cluster cannot be reached or loses its workers too often.
     """
     every = _parts_of(what, is_quick=is_quick)
     if unknown := [name for name in only or () if name not in every]:
@@ -93,7 +105,10 @@ def reproduce(
         raise OutputError(f"{place} exists and is not a results folder: choose another --out")
     given = [one if isinstance(one, RunConfig) else read_config(one) for one in config or ()]
     clock = StageClock(progress or SilentProgress())
-    scope = Scope(is_quick, seed, tuple(one.model_copy(update={"seed": seed}) for one in given))
+    chosen = engine_named(engine, address, n_workers)
+    far = None if isinstance(chosen, LocalEngine) else chosen
+    seeded = tuple(one.model_copy(update={"seed": seed}) for one in given)
+    scope = Scope(is_quick, seed, seeded, engine=far)
     wanted = {name: part for name, part in every.items() if not only or name in only}
     if what == "matrix" and not given:
         needed = [name for part in wanted.values() for name in part.organisms]

@@ -8,11 +8,10 @@ from typing import Any
 
 from isthmus.core.artifacts import atomic_folder, read_json, write_json
 from isthmus.core.errors import ArtifactError
-from isthmus.core.provenance import package_versions
+from isthmus.core.provenance import code_hash, package_versions
 from isthmus.evaluation.measurements import read_results, write_results
 from isthmus.models.organisms import cache_folder
 from isthmus.studies.result import StudyResult
-from isthmus.workflows.crossing_files import code_hash
 
 
 def study_folder(name: str, settings: dict[str, Any], models: Sequence[str]) -> Path:

@@ -7,27 +7,23 @@
 4. What arrives is compared between pairs with one and with two tokenizers: `matrix_summary.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from isthmus.core.errors import ConfigError
+from isthmus.core.identity import ModelIdentity, require_same_model
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.evaluation.measurements import Measurement
-from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.studies.matrix_measuring import Column, Reader
-from isthmus.studies.matrix_summary import BY_CHARACTER, BY_INDEX, NAME, Matrix, summary_of
+from isthmus.evaluation.measurements import Measurement, read_results
+from isthmus.studies.matrix_shards import WORKER, matrix_settings, matrix_shards
+from isthmus.studies.matrix_summary import Matrix, summary_of
 from isthmus.studies.result import StudyResult
-from isthmus.studies.study_files import find_study, keep_study, study_folder
 from isthmus.tasks import TASKS, task_named
-from isthmus.workflows.config import Pairing, RunConfig, TaskName, make_config
+from isthmus.workflows.config import RunConfig, TaskName, make_config
+from isthmus.workflows.engines.jobs import Engine, Job, shard_folder
+from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.twins import read_splits
-
-_PAIRINGS: tuple[tuple[str, Pairing], ...] = (
-    (BY_CHARACTER, "character_end"),
-    (BY_INDEX, "index"),
-)
 
 
 def transfer_matrix(
@@ -37,17 +33,19 @@ def transfer_matrix(
     settings: Mapping[str, Any] | None = None,
     is_cached: bool = True,
     seed: int = 0,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Carries a behaviour's direction between every two of several models, both ways.
 
     Args:
         models: At least two models that show the behaviour: hub names, folders, `organism:NAME`.
-            All are held in memory.
+            A worker holds those in memory that it has read.
         task: Which behaviour.
         settings: Other fields of `RunConfig`: sizes of splits, strengths, questions.
         is_cached: Whether entries that the cache holds are used rather than computed again.
         seed: Seed of everything random.
+        engine: Who computes the entries; this process when not given.
         progress: Who shows progress.
 
     Returns:
@@ -61,27 +59,32 @@ def transfer_matrix(
     if len(models) < 2 or len(set(models)) < len(models):
         raise ConfigError(f"a matrix of {', '.join(models)}: give at least two different models")
     config = matrix_config(models, task, settings or {}, seed)
-    shown, splits = progress or SilentProgress(), read_splits(config)
-    loaded = []
-    for name in (config.source, *config.targets):
-        with shown.stage(f"load {name}"):
-            loaded.append(load_language_model(name, dtype=config.dtype, device=config.device))
-    readers = [Reader(lm, splits, config, SilentProgress()) for lm in loaded]
-    kept = _Kept(config, repr(splits), is_cached)
+    shown, names = progress or SilentProgress(), (config.source, *config.targets)
+    shared = matrix_settings(config, read_splits(config), is_cached=is_cached)
+    job = Job(f"{task}: entries", WORKER, shared, matrix_shards(names))
     measured: list[Measurement] = []
-    with shown.stage(f"{task}: entries", len(models) ** 2) as advance:
-        for target in readers:
-            column = Column(target)
-            measured += kept.or_made(NAME, [target.lm], column.native)
-            advance(1)
-            for source in readers:
-                if source is target:
-                    continue
-                measured += _entry(column, source, kept)
-                advance(1)
-    tokenizers = {lm.identity.name: lm.identity.tokenizer_sha256 for lm in loaded}
-    matrix = Matrix(task, tuple(tokenizers), tokenizers, tuple(measured))
+    known: dict[str, ModelIdentity] = {}
+    with TemporaryDirectory(prefix="isthmus-matrix-") as folder:
+        answers = (engine or LocalEngine()).run(job, Path(folder), shown)
+        for number, answer in enumerate(answers):
+            _require_one_model_per_name(known, map(ModelIdentity.from_json, answer))
+            measured += read_results(shard_folder(Path(folder), number) / "results.jsonl")
+    tokenizers = {name: known[name].tokenizer_sha256 for name in names}
+    matrix = Matrix(task, names, tokenizers, tuple(measured))
     return summary_of(matrix, seed)
+
+
+def _require_one_model_per_name(
+    known: dict[str, ModelIdentity], seen: Iterable[ModelIdentity]
+) -> None:
+    """Refuses workers that found different models under one name; adds to what is known."""
+    for one in seen:
+        require_same_model(
+            "an entry of the matrix",
+            made_on=known.setdefault(one.name, one),
+            used_on=one,
+            fix="workers found different models under one name, give all machines the same",
+        )
 
 
 def matrix_config(
@@ -118,42 +121,3 @@ def matrix_config(
             "seed": seed,
         }
     )
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The entries of one matrix in the cache.
-
-    Attributes:
-        config: What every entry shares.
-        questions: The questions in full.
-        is_cached: Whether entries that are there are used.
-    """
-
-    config: RunConfig
-    questions: str
-    is_cached: bool
-
-    def or_made(
-        self, name: str, models: Sequence[LanguageModel], work: Callable[[], list[Measurement]]
-    ) -> Sequence[Measurement]:
-        """Returns an entry from the cache, or computes and keeps it."""
-        fields = self.config.model_dump(mode="json", exclude={"source", "targets", "questions"})
-        settings = {**fields, "entry": name, "questions": self.questions}
-        place = study_folder("matrix", settings, [repr(lm.identity) for lm in models])
-        found = find_study(place) if self.is_cached else None
-        if found is None:
-            own = tuple(replace(one, task=f"{name}/{self.config.task}") for one in work())
-            found = StudyResult(name, own)
-            keep_study(place, found)
-        return found.measurements
-
-
-def _entry(column: Column, source: Reader, kept: _Kept) -> list[Measurement]:
-    """Measures one source in one target, under every pairing that differs."""
-    models = [source.lm, column.target.lm]
-    is_one_tokenizer = len({lm.identity.tokenizer_sha256 for lm in models}) == 1
-    measured: list[Measurement] = []
-    for name, pairing in _PAIRINGS[:1] if is_one_tokenizer else _PAIRINGS:
-        measured += kept.or_made(name, models, partial(column.carried, source, pairing))
-    return measured

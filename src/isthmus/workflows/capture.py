@@ -7,9 +7,12 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import Site
 from isthmus.data.prompts import Question, stream_questions
 from isthmus.data.store_format import ROWS_PER_SHARD, Role, StorageDtype
-from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype, Pairing
-from isthmus.workflows.store_filling import fill_store, spec_of_store
+from isthmus.workflows.engines.choosing import EngineName, engine_named
+from isthmus.workflows.engines.jobs import Engine
+from isthmus.workflows.engines.local import LocalEngine
+from isthmus.workflows.store_filling import fill_store
+from isthmus.workflows.store_shards import StoreSettings, fill_store_by
 
 
 def capture(
@@ -27,6 +30,9 @@ def capture(
     dtype: Dtype = "auto",
     device: str = "auto",
     batch_size: int = 64,
+    engine: EngineName | Engine = "local",
+    address: str | None = None,
+    n_workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the activations of every token of every prompt at the given sites.
@@ -50,6 +56,10 @@ def capture(
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
         batch_size: Prompts per forward pass.
+        engine: Who captures: `local` is this process, `ray` workers of a Ray cluster, each with one
+            thread and models of its own.
+        address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
+        n_workers: With `ray`: how many workers.
         progress: Who shows progress.
 
     Returns:
@@ -58,28 +68,37 @@ def capture(
     Raises:
         IsthmusError: If a model, a site, the prompts or the place cannot be used.
     """
+    chosen = engine_named(engine, address, n_workers)
     n_texts = None
     if isinstance(prompts, str | Path):
         # Damaged rows are found before hours of reading.
         n_texts = sum(1 for _ in stream_questions(Path(prompts)))
-    source = load_language_model(model, dtype=dtype, device=device)
-    models: dict[Role, LanguageModel] = {"source": source}
-    read: dict[Role, tuple[Site, ...]] = {"source": source.sites(sites)}
+    names: dict[Role, str] = {"source": model}
     if target is not None:
-        models["target"] = load_language_model(target, dtype=dtype, device=device)
-        read["target"] = models["target"].sites(target_sites)
-    spec = spec_of_store(
-        models, read, pairing=pairing, storage_dtype=storage_dtype, rows_per_shard=rows_per_shard
+        names["target"] = target
+    settings = StoreSettings(
+        names,
+        {"source": sites, "target": target_sites},
+        pairing,
+        dtype,
+        device,
+        batch_size,
+        {"storage_dtype": storage_dtype, "rows_per_shard": rows_per_shard},
     )
+    shown, asked = progress or SilentProgress(), _questions(prompts)
+    if not isinstance(chosen, LocalEngine):
+        store = fill_store_by(chosen, out, settings, asked, append=append, progress=shown)
+        return store.folder
+    models = settings.load()
     store = fill_store(
         out,
-        spec,
+        settings.spec(models),
         models,
-        _questions(prompts),
+        asked,
         batch_size=batch_size,
         append=append,
         n_texts=n_texts,
-        progress=progress or SilentProgress(),
+        progress=shown,
     )
     return store.folder
 

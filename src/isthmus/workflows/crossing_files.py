@@ -14,7 +14,7 @@ from typing import Any
 from isthmus.core.artifacts import atomic_folder, read_json, write_json
 from isthmus.core.errors import ArtifactError
 from isthmus.core.identity import ModelIdentity
-from isthmus.core.provenance import StageClock, package_versions
+from isthmus.core.provenance import StageClock, code_hash, package_versions
 from isthmus.directions.files import save_direction
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
 from isthmus.maps.files import save_map
@@ -61,20 +61,33 @@ def crossing_folder(
     return cache_folder() / "crossings" / key[:32]
 
 
-def code_hash() -> str:
-    """Returns a hash that changes with any line of isthmus."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def find_crossing(folder: Path) -> CrossingFiles | None:
     """Returns the crossing in a folder, or None when there is none or it is damaged."""
     try:
         return _read(folder, is_from_cache=True)
     except ArtifactError:
         return None
+
+
+def import_crossing(made: Path, name: str, *, is_from_cache: bool) -> CrossingFiles:
+    """Puts a crossing that was computed elsewhere into this machine's cache and reads it there.
+
+    Args:
+        made: Its files.
+        name: Its folder's name in a cache.
+        is_from_cache: Whether it was found in a cache rather than computed.
+
+    Returns:
+        The crossing in the cache; one that was there is replaced.
+
+    Raises:
+        ArtifactError: If the files are no crossing.
+        OutputError: If the cache cannot be written to.
+    """
+    own = cache_folder() / "crossings" / name
+    with atomic_folder(own, replace=True) as staging:
+        shutil.copytree(made, staging, dirs_exist_ok=True)
+    return _read(own, is_from_cache=is_from_cache)
 
 
 def _read(folder: Path, *, is_from_cache: bool) -> CrossingFiles:

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.artifacts import atomic_folder, write_json
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress, SilentProgress
@@ -14,22 +11,18 @@ from isthmus.core.provenance import machine, package_versions, source_commit
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
-from isthmus.models.language_model import load_language_model
-from isthmus.workflows.arms import Arm
-from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import (
     Dtype,
     EditKind,
     JudgeKind,
     TaskName,
-    make_config,
     read_fields,
     require_strength,
 )
-from isthmus.workflows.generate import direction_at
-from isthmus.workflows.measuring import Recorder
-from isthmus.workflows.testing import measure_arms
-from isthmus.workflows.twins import read_splits
+from isthmus.workflows.engines.choosing import EngineName, engine_named
+from isthmus.workflows.engines.jobs import Engine
+from isthmus.workflows.engines.local import LocalEngine
+from isthmus.workflows.evaluation_shards import Evaluation, PreparedEvaluation, evaluate_by
 
 
 def evaluate(
@@ -49,6 +42,9 @@ def evaluate(
     n_random: int = 3,
     dtype: Dtype = "auto",
     device: str = "auto",
+    engine: EngineName | Engine = "local",
+    address: str | None = None,
+    n_workers: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Measurement]:
@@ -74,6 +70,10 @@ def evaluate(
         n_random: Draws of the random control.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
+        engine: Who measures conditions: `local` is this process, `ray` workers of a Ray cluster,
+            each with one thread and a model of its own.
+        address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
+        n_workers: With `ray`: how many workers.
         seed: Seed of the controls and of the bootstrap.
         progress: Who shows progress.
 
@@ -86,33 +86,16 @@ def evaluate(
         ConfigError: If the task takes no questions or the judge lacks its settings.
     """
     require_strength(strength)
-    lm = load_language_model(model, dtype=dtype, device=device)
-    here = direction_at(lm, direction, site)
-    learned_in = here.provenance.get("source_model", here.model.to_json())["name"]
-    given = {"source": learned_in, "targets": [model], "edit": edit, "seed": seed}
-    config = make_config(
-        {**given, "strengths": [strength], "n_test": n_test, "n_random": n_random}
-        | ({} if questions is None else {"questions": Path(questions)})
-        | {"task": task, **_judge_fields(judge, judge_settings)}
-    )
-    origin = here.provenance.get("map_method")
-    read_at = ", ".join(here.provenance.get("source_sites", ())) or None
-    place = (here.sites[0], positions or here.positions)
-    kind = "native" if origin is None else "transferred"
-    tested = Arm(
-        kind, *place, edit, strength, here, map_method=origin, source_sites=read_at, seed=seed
-    )
-    arms = [Arm("none"), Arm("clean"), tested]
-    for i in range(n_random):
-        drawn = random_direction_like(here, torch.Generator().manual_seed(seed + i))
-        arms.append(Arm("random", *place, "add", strength, drawn, seed=seed + i))
-    arms.append(Arm("noise", *place, "add", strength, here, seed=seed))
-    bench = Bench(lm, read_splits(config).test, config)
-    if bench.encoded.overridden:
-        arms.append(Arm("prompt_only"))
-    recorder = Recorder(config, learned_in, lm.identity.name, "test")
+    chosen = engine_named(engine, address, n_workers)
+    given: dict[str, Any] = {"task": task, "n_test": n_test, "n_random": n_random, "seed": seed}
+    given |= {"dtype": dtype, "device": device, **_judge_fields(judge, judge_settings)}
+    given |= {} if questions is None else {"questions": Path(questions)}
+    evaluation = Evaluation.of(model, (site, edit, positions, strength), given)
     shown = progress or SilentProgress()
-    found = measure_arms(bench, recorder, arms, tested, shown).measurements
+    if isinstance(chosen, LocalEngine):
+        found = PreparedEvaluation(evaluation, direction).measure(shown)
+    else:
+        found = evaluate_by(chosen, evaluation, direction, shown)
     if out is not None:
         with atomic_folder(Path(out)) as folder:
             write_results(folder / "results.jsonl", found)

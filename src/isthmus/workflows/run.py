@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,7 +14,13 @@ import yaml
 from isthmus.core.artifacts import atomic_folder, write_json, write_text
 from isthmus.core.errors import OutputError
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
+from isthmus.core.provenance import (
+    StageClock,
+    StageTime,
+    machine,
+    package_versions,
+    source_commit,
+)
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.evaluation.report import render_report
 from isthmus.models.language_model import LanguageModel, load_language_model
@@ -22,9 +29,13 @@ from isthmus.workflows.crossing import Crossing
 from isthmus.workflows.crossing_files import (
     CrossingFiles,
     crossing_folder,
-    find_crossing,
+    import_crossing,
     keep_crossing,
 )
+from isthmus.workflows.crossing_shards import crossing_job, usable_crossing
+from isthmus.workflows.engines.choosing import EngineName, engine_named
+from isthmus.workflows.engines.jobs import Engine, shard_folder
+from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.thread_shares import SharingProgress, ThreadShares
 from isthmus.workflows.twins import read_splits
 
@@ -69,6 +80,9 @@ def run(
     *,
     out: str | Path = "runs/run",
     is_cached: bool = True,
+    engine: EngineName | Engine = "local",
+    address: str | None = None,
+    n_workers: int | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Carries a behaviour's direction from the source to every target and measures it there.
@@ -81,6 +95,10 @@ def run(
         config: A configuration or a YAML file.
         out: Results folder; an earlier run there is replaced, anything else refused.
         is_cached: Whether crossings that the cache holds are used rather than computed again.
+        engine: Who computes crossings: `local` is threads of this process, `ray` workers of a Ray
+            cluster with `n_threads` each, one when not given.
+        address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
+        n_workers: With `ray`: how many crossings at once.
         progress: Who shows progress.
 
     Returns:
@@ -88,14 +106,19 @@ def run(
 
     Raises:
         OutputError: If the place cannot be written to or holds something else than a run.
+        EngineError: If the cluster cannot be reached or loses its workers too often.
         IsthmusError: Whatever the configuration, models or prompts make impossible.
     """
     config = config if isinstance(config, RunConfig) else read_config(config)
+    chosen = engine_named(engine, address, n_workers, n_threads=config.n_threads or 1)
     out = Path(out)
     _require_place(out)
     clock = StageClock(progress or SilentProgress())
     with atomic_folder(out, replace=True) as folder:
-        crossings = _crossings(config, clock, is_cached=is_cached)
+        if isinstance(chosen, LocalEngine):
+            crossings = _crossings(config, clock, is_cached=is_cached)
+        else:
+            crossings = _crossings_elsewhere(config, clock, chosen, is_cached=is_cached)
         measurements = [m for crossing in crossings for m in crossing.measurements]
         _write_config(folder, config)
         write_results(folder / "results.jsonl", measurements)
@@ -104,7 +127,7 @@ def run(
             crossing.copy_artifacts(folder / name)
         rows = [crossing.completions for crossing in crossings]
         write_json(folder / "completions.json", {"crossings": rows})
-        write_json(folder / "provenance.json", _provenance(config, crossings, clock))
+        write_json(folder / "provenance.json", _provenance(config, crossings, clock, chosen))
         render_report(folder)
     notes = tuple(note for crossing in crossings for note in crossing.summary["notes"])
     for note in notes:
@@ -158,8 +181,8 @@ def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list
     def cross(source: LanguageModel, target: LanguageModel) -> CrossingFiles:
         with shares.working():
             place = crossing_folder(config, splits, source.identity, target.identity)
-            found = find_crossing(place) if is_cached else None
-            if found is not None and not _was_left_unjudged(config, found):
+            found = usable_crossing(config, place) if is_cached else None
+            if found is not None:
                 clock.note(f"{target.identity.name}: found in the cache, nothing to compute")
                 return found
             n_parameters = sum(p.numel() for p in target.model.parameters())
@@ -180,10 +203,20 @@ def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list
         torch.set_num_threads(before)
 
 
-def _was_left_unjudged(config: RunConfig, found: CrossingFiles) -> bool:
-    """Says whether an endpoint failed in a finished crossing, and may answer now."""
-    unjudged = [m.value for m in found.measurements if m.metric == "unjudged_rate"]
-    return config.judge == "endpoint" and any(unjudged)
+def _crossings_elsewhere(
+    config: RunConfig, clock: StageClock, engine: Engine, *, is_cached: bool
+) -> list[CrossingFiles]:
+    """Lets an engine carry out all crossings and keeps them in this machine's cache, too."""
+    job = crossing_job(config, read_splits(config), is_cached=is_cached)
+    crossings = []
+    with TemporaryDirectory(prefix="isthmus-run-") as folder:
+        for number, answer in enumerate(engine.run(job, Path(folder), clock)):
+            made = shard_folder(Path(folder), number)
+            clock.stages += [StageTime(**one) for one in answer["stages"]]
+            crossings.append(
+                import_crossing(made, answer["name"], is_from_cache=answer["is_from_cache"])
+            )
+    return crossings
 
 
 def _parallel(config: RunConfig) -> tuple[int, int]:
@@ -201,9 +234,12 @@ def _write_config(folder: Path, config: RunConfig) -> None:
 
 
 def _provenance(
-    config: RunConfig, crossings: list[CrossingFiles], clock: StageClock
+    config: RunConfig, crossings: list[CrossingFiles], clock: StageClock, engine: Engine
 ) -> dict[str, Any]:
     n_parallel, n_threads = _parallel(config)
+    how: dict[str, Any] = {"torch_threads": n_threads, "parallel_crossings": n_parallel}
+    if not isinstance(engine, LocalEngine):
+        how = {"torch_threads": config.n_threads or 1, "engine": type(engine).__name__}
     models = [c.summary[side] for c in crossings for side in ("source", "target")]
     stages = [
         {**stage, "name": f"{short_name(crossing.summary['target']['name'])}: {stage['name']}"}
@@ -213,11 +249,7 @@ def _provenance(
     return {
         "commit": source_commit(),
         "versions": package_versions(),
-        "machine": {
-            **machine(),
-            "torch_threads": n_threads,
-            "parallel_crossings": n_parallel,
-        },
+        "machine": {**machine(), **how},
         "seeds": {"seed": config.seed, "random_draws": config.n_random},
         "models": {model["name"]: model for model in models},
         "crossings": [

@@ -29,7 +29,12 @@ class Tested:
 
 
 def measure_arms(
-    bench: Bench, recorder: Recorder, arms: Sequence[Arm], best: Arm, progress: Progress
+    bench: Bench,
+    recorder: Recorder,
+    arms: Sequence[Arm],
+    best: Arm,
+    progress: Progress,
+    only: int | None = None,
 ) -> Tested:
     """Scores all arms; lets those that stand for their condition answer, too.
 
@@ -39,6 +44,7 @@ def measure_arms(
         arms: Every condition, in the order in which results are written.
         best: The transferred arm that stands for its condition.
         progress: Who shows progress.
+        only: Number of the one arm that is measured, as it is among all of them.
 
     Returns:
         All measurements, and completions side by side.
@@ -47,7 +53,10 @@ def measure_arms(
     shown: dict[str, Completions] = {}
     seen: set[str] = set()
     with progress.stage("test", len(arms)) as advance:
-        for arm in arms:
+        for number, arm in enumerate(arms):
+            if only not in {None, number}:
+                seen.add(arm.condition)
+                continue
             if arm.condition not in {"none", "clean"}:
                 measurements += recorder.effects(arm, bench.score(arm))
             is_first = arm.condition not in seen

@@ -1,7 +1,8 @@
 """The prompts of a run: twins with and without the behaviour's trigger, per split and per model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from isthmus.core.errors import DataError, TriggerError
 from isthmus.core.texts import EncodedText
@@ -33,6 +34,30 @@ class TwinSplits:
     train: tuple[TwinPrompt, ...]
     validation: tuple[TwinPrompt, ...]
     test: tuple[TwinPrompt, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the splits as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "TwinSplits":
+        """Reads what `to_json` wrote.
+
+        Args:
+            fields: Lists of twins by split.
+
+        Returns:
+            The splits that were written.
+        """
+        return cls(**{name: tuple(map(_twin, twins)) for name, twins in fields.items()})
+
+
+def _twin(fields: dict[str, Any]) -> TwinPrompt:
+    # JSON has no tuples.
+    made: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return TwinPrompt(**made)
 
 
 def read_splits(config: RunConfig) -> TwinSplits:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from isthmus.core.errors import DataError
 from isthmus.maps.rows import PairedRows
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.placement import device_of, weights_at_hand
 
 FEWEST = 64
 """Fewest tokens that two vocabularies must share."""
@@ -65,10 +66,12 @@ def _text(token: str) -> str:
 
 
 def _unembedding(lm: LanguageModel) -> Float[Tensor, "vocab d_model"]:
-    weight = getattr(lm.layout.lm_head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise DataError(f"the head of {lm.identity.name} has no weight matrix: use another map")
-    return weight.detach().float().cpu() * _norm_weight(lm.layout.final_norm, lm.d_model)
+    with weights_at_hand(lm.layout.lm_head):
+        weight = getattr(lm.layout.lm_head, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise DataError(f"the head of {lm.identity.name} has no weight matrix: use another map")
+        wide = weight.detach().float().cpu()
+    return wide * _norm_weight(lm.layout.final_norm, lm.d_model)
 
 
 def _norm_weight(norm: nn.Module | None, d_model: int) -> Float[Tensor, " d_model"]:
@@ -76,8 +79,9 @@ def _norm_weight(norm: nn.Module | None, d_model: int) -> Float[Tensor, " d_mode
     if norm is None:
         return torch.ones(d_model)
     weight = next(iter(norm.parameters()), torch.ones(d_model))
+    device = device_of(norm) if weight.is_meta else weight.device
     with torch.no_grad():
-        ones = torch.ones(2, d_model, dtype=weight.dtype, device=weight.device)
+        ones = torch.ones(2, d_model, dtype=weight.dtype, device=device)
         # Alternating signs have mean 0 and length 1 per coordinate, so that every kind of norm
         # returns its own factor: RMS norms of weight w, of weight 1 + w, and layer norms.
         ones[:, 1::2] = -1

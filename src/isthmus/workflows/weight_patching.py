@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from isthmus.core.errors import ConfigError
 from isthmus.models.language_model import LanguageModel, wrap_language_model
+from isthmus.models.placement import require_one_device
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ def _hybrid(
     *,
     unties: bool = False,
 ) -> Hybrid:
+    for one in (lm, other):
+        require_one_device(one.model, "exchange weights of")
     made = copy.deepcopy(lm.model)
     if unties:
         _untie(made)

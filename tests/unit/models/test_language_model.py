@@ -159,7 +159,7 @@ def test_weights_with_nan_are_refused(folder):
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_refused(folder, device):
-    with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match="use auto, cpu, cuda or map:auto"):
         load_language_model(str(folder), device=device)
 
 

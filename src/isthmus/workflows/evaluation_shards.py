@@ -1,0 +1,229 @@
+"""The arms of an evaluation: made the same everywhere, and measured one by one as shards."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from isthmus.carrying.scaling import random_direction_like
+from isthmus.core.progress import Progress
+from isthmus.core.sites import Site
+from isthmus.directions.direction import Direction
+from isthmus.directions.files import load_direction, save_direction
+from isthmus.evaluation.measurements import Measurement, read_results, write_results
+from isthmus.models.language_model import load_language_model
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import EditKind, RunConfig, make_config
+from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
+from isthmus.workflows.generate import direction_at
+from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.twins import TwinSplits, read_splits
+
+_WORKER = f"{__name__}:EvaluationWorker"
+_MODEL, _RESULTS = "the model", "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured of a direction, and on which questions.
+
+    Attributes:
+        model: Name of the model.
+        place: Site as it was given, edit, positions as they were given, and strength.
+        splits: The questions.
+        fields: Other fields of the configuration, as JSON values.
+        n_random: Draws of the random control.
+        seed: Seed of the controls.
+    """
+
+    model: str
+    place: tuple[Json, EditKind, str | None, float]
+    splits: TwinSplits
+    fields: dict[str, Any]
+    n_random: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        place: tuple[Site | str | int | float | None, EditKind, str | None, float],
+        given: Mapping[str, Any],
+    ) -> "Evaluation":
+        """Checks what was given and reads the questions.
+
+        Args:
+            model: Name of the model.
+            place: Site, edit, positions and strength.
+            given: Other fields of the configuration.
+
+        Returns:
+            What is measured.
+
+        Raises:
+            ConfigError: If a field cannot be used.
+            DataError: If the questions cannot be used.
+        """
+        site, edit, positions, strength = place
+        # Where the direction was learned is not known yet.
+        ends = {"source": _MODEL, "targets": [model], "edit": edit, "strengths": [strength]}
+        config = make_config({**ends, **given})
+        fields = config.model_dump(mode="json", exclude_unset=True, exclude={"questions", "source"})
+        spelled = str(site) if isinstance(site, Site) else site
+        place = (spelled, edit, positions, strength)
+        splits = read_splits(config)
+        return cls(model, place, splits, fields, config.n_random, config.seed)
+
+    @property
+    def n_arms(self) -> int:
+        """How many conditions are measured."""
+        return 4 + self.n_random + all(twin.overridden for twin in self.splits.test)
+
+    def arms(self, here: Direction) -> list[Arm]:
+        """Makes every condition.
+
+        Args:
+            here: The direction at its one site.
+
+        Returns:
+            The untouched model, its clean twin, the direction, its controls, and the prompt alone
+            where the task has such a prompt.
+        """
+        _, edit, positions, strength = self.place
+        at = (here.sites[0], positions or here.positions)
+        origin = here.provenance.get("map_method")
+        tested = Arm(
+            "native" if origin is None else "transferred",
+            *at,
+            edit,
+            strength,
+            here,
+            map_method=origin,
+            source_sites=", ".join(here.provenance.get("source_sites", ())) or None,
+            seed=self.seed,
+        )
+        arms = [Arm("none"), Arm("clean"), tested]
+        for i in range(self.n_random):
+            drawn = random_direction_like(here, torch.Generator().manual_seed(self.seed + i))
+            arms.append(Arm("random", *at, "add", strength, drawn, seed=self.seed + i))
+        arms.append(Arm("noise", *at, "add", strength, here, seed=self.seed))
+        return [*arms, Arm("prompt_only")][: self.n_arms]
+
+    def to_json(self) -> Json:
+        """Returns the evaluation as JSON values."""
+        return {**vars(self), "splits": self.splits.to_json()}
+
+    @classmethod
+    def from_json(cls, fields: Json) -> "Evaluation":
+        """Reads what `to_json` wrote."""
+        splits, place = TwinSplits.from_json(fields["splits"]), tuple(fields["place"])
+        return cls(**{**fields, "splits": splits, "place": place})
+
+
+class PreparedEvaluation:
+    """An evaluation with its model and direction.
+
+    Args:
+        evaluation: What is measured.
+        direction: A direction of the model, or its folder.
+    """
+
+    def __init__(self, evaluation: Evaluation, direction: Direction | str | Path) -> None:
+        fields = evaluation.fields
+        options = {name: fields[name] for name in ("dtype", "device") if name in fields}
+        lm = load_language_model(evaluation.model, **options)
+        here = direction_at(lm, direction, evaluation.place[0])
+        learned_in = here.provenance.get("source_model", here.model.to_json())["name"]
+        self.config: RunConfig = make_config({**fields, "source": learned_in})
+        self.arms = evaluation.arms(here)
+        self.bench = Bench(lm, evaluation.splits.test, self.config)
+        self.recorder = Recorder(self.config, learned_in, lm.identity.name, "test")
+
+    def measure(self, progress: Progress, only: int | None = None) -> list[Measurement]:
+        """Measures every arm, or one.
+
+        Args:
+            progress: Who shows progress.
+            only: Number of the one.
+
+        Returns:
+            Every number, in the order of the arms.
+        """
+        return measure_arms(
+            self.bench, self.recorder, self.arms, self.arms[2], progress, only=only
+        ).measurements
+
+
+def evaluate_by(
+    engine: Engine, evaluation: Evaluation, direction: Direction | str | Path, progress: Progress
+) -> list[Measurement]:
+    """Lets an engine measure every arm as one shard.
+
+    Args:
+        engine: Who measures.
+        evaluation: What is measured.
+        direction: A direction of the model, or its folder; its files travel.
+        progress: Who shows progress.
+
+    Returns:
+        Every number, in the order of the arms.
+    """
+    given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
+    with TemporaryDirectory(prefix="isthmus-evaluate-") as folder:
+        save_direction(Path(folder) / "direction", given)
+        files = {
+            path.name: base64.b64encode(path.read_bytes()).decode()
+            for path in (Path(folder) / "direction").iterdir()
+        }
+        settings = {"evaluation": evaluation.to_json(), "direction": files}
+        shards = tuple(Shard({"arm": i}, f"arm {i}") for i in range(evaluation.n_arms))
+        (Path(folder) / "shards").mkdir()
+        job = Job("test", _WORKER, settings, shards)
+        measured: list[Measurement] = []
+        for number, _ in enumerate(engine.run(job, Path(folder) / "shards", progress)):
+            place = shard_folder(Path(folder) / "shards", number)
+            measured += read_results(place / _RESULTS)
+    return measured
+
+
+@dataclass
+class EvaluationWorker:
+    """Measures arms; loads the model once.
+
+    Attributes:
+        settings: The evaluation, and the files of the direction in base64.
+        progress: Who shows progress.
+    """
+
+    settings: Json
+    progress: Progress
+
+    @cached_property
+    def _prepared(self) -> PreparedEvaluation:
+        with TemporaryDirectory(prefix="isthmus-direction-") as folder:
+            for name, content in self.settings["direction"].items():
+                (Path(folder) / name).write_bytes(base64.b64decode(content))
+            direction = load_direction(Path(folder))
+        return PreparedEvaluation(Evaluation.from_json(self.settings["evaluation"]), direction)
+
+    def work(self, asked: Json, place: Path) -> Json:
+        """Measures one arm.
+
+        Args:
+            asked: Its number, `arm`.
+            place: Receives `results.jsonl`.
+
+        Returns:
+            How many numbers there are.
+        """
+        found = self._prepared.measure(self.progress, only=asked["arm"])
+        place.mkdir(parents=True)
+        write_results(place / _RESULTS, found)
+        return {"n": len(found)}
