@@ -8,7 +8,7 @@
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -219,14 +219,34 @@ def _put_rows(
     for i in set(range(len(texts))) - set(read):
         for site in sites:
             put(i, role, site, torch.empty(0, lm.d_model))
-    if not read:
-        return
-    encoded = [texts[i].texts[role] for i in read]
-    for batch in capture_activations(lm, encoded, sites, batch_size=batch_size):
-        for site in sites:
-            packed: Tensor = batch.values[site].float().cpu()
-            for index, states in zip(batch.indices, packed.split(batch.row_lengths), strict=True):
-                put(read[index], role, site, texts[read[index]].pickers[role](states))
+    for alike in groups_of_like_length([len(texts[i].texts[role]) for i in read]):
+        chosen = [read[i] for i in alike]
+        encoded = [texts[i].texts[role] for i in chosen]
+        for batch in capture_activations(lm, encoded, sites, batch_size=batch_size):
+            for site in sites:
+                packed: Tensor = batch.values[site].float().cpu()
+                states = zip(batch.indices, packed.split(batch.row_lengths), strict=True)
+                for index, of_text in states:
+                    put(chosen[index], role, site, texts[chosen[index]].pickers[role](of_text))
+
+
+def groups_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups texts so that none is padded by more than a third of its length.
+
+    Args:
+        lengths: Tokens of every text.
+
+    Returns:
+        Every index once, longest first; in each group the shortest has at least three quarters of
+        the tokens of the longest.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and 4 * lengths[i] >= 3 * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def shards_to_capture(
