@@ -32,7 +32,17 @@ from rich.console import Console
 from isthmus.core.errors import IsthmusError
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ("capture", "generation", "rows", "continuous", "scoring", "maps", "imports", "ray")
+CASES: Mapping[str, Callable[[Scale, torch.Generator], Iterator[Case]]] = {
+    "capture": capture_cases,
+    "generation": generation_cases,
+    "rows": row_cases,
+    "continuous": continuous_cases,
+    "scoring": scoring_cases,
+    "maps": map_cases,
+    "imports": lambda _scale, _generator: import_cases(),
+    "ray": lambda scale, _generator: ray_cases(scale),
+}
+GROUPS = tuple(CASES)
 OUT = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 CLOCKS: Mapping[str, Callable[[Variant], float]] = {
@@ -53,23 +63,7 @@ def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
         Case: Ready to be run.
     """
     for group in groups:
-        generator = torch.Generator().manual_seed(seed)
-        if group == "capture":
-            yield from capture_cases(scale, generator)
-        elif group == "generation":
-            yield from generation_cases(scale, generator)
-        elif group == "rows":
-            yield from row_cases(scale, generator)
-        elif group == "continuous":
-            yield from continuous_cases(scale, generator)
-        elif group == "scoring":
-            yield from scoring_cases(scale, generator)
-        elif group == "maps":
-            yield from map_cases(scale, generator)
-        elif group == "imports":
-            yield from import_cases()
-        else:
-            yield from ray_cases(scale)
+        yield from CASES[group](scale, torch.Generator().manual_seed(seed))
 
 
 def measure(
