@@ -26,6 +26,10 @@ SIZES = {"n_validation": 24, "n_test": 8, "max_new_tokens": 8}
 CONFIG = small_config(target=TARGET, source=TARGET, strengths=[0.75, 1.0, 3.0], **SIZES)
 
 
+def place_of(result: SweepResult) -> tuple[Any, ...]:
+    return result.best.arm.site, result.best.arm.edit, result.best.arm.strength
+
+
 @pytest.fixture(scope="module")
 def direction() -> Direction:
     lm = load_language_model(TARGET)
@@ -35,38 +39,43 @@ def direction() -> Direction:
 
 @pytest.fixture(scope="module")
 def swept(direction: Direction, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
-    out = tmp_path_factory.mktemp("sweep") / "out"
     return isthmus.sweep(
-        TARGET, direction, config=CONFIG, edits="add,ablate", n_finalists=2, out=out
+        TARGET,
+        direction,
+        config=CONFIG,
+        edits="add,ablate",
+        n_finalists=2,
+        is_cached=False,
+        out=tmp_path_factory.mktemp("sweep") / "out",
     )
 
 
-def test_a_sweep_on_all_questions_scores_cells_as_one_by_one(direction: Direction):
-    found = isthmus.sweep(TARGET, direction, config=CONFIG, n_stages=1, is_cached=False)
+@pytest.fixture(scope="module")
+def whole(direction: Direction) -> SweepResult:
+    return isthmus.sweep(
+        TARGET, direction, config=CONFIG, edits="add,ablate", n_stages=1, is_cached=False
+    )
+
+
+def test_a_sweep_on_all_questions_scores_cells_as_one_by_one(whole: SweepResult):
     bench = Bench(load_language_model(TARGET), read_splits(CONFIG).validation, CONFIG)
-    assert len(found.cells) == 6
     scored = []
-    for cell in found.cells:
-        effect, change = point_effect(bench.score(cell.arm)), bench.benign_change(cell.arm)
+    for cell in whole.cells:
+        only = cell.arm.edit == "ablate"
+        effect = point_effect(bench.score(cell.arm), removal_only=only)
+        change = bench.benign_change(cell.arm)
         damage = float(change.divergence.double().mean())
         scored.append(Scored(cell.arm, effect, damage, change.accuracy_loss))
         assert cell.effect == pytest.approx(effect, abs=1e-5)
         assert cell.damage is None or cell.damage == pytest.approx(damage, abs=1e-5)
     best = best_within(scored, CONFIG).arm
-    assert (found.best.arm.site, found.best.arm.strength) == (best.site, best.strength)
+    assert place_of(whole) == (best.site, best.edit, best.strength)
 
 
 def test_growing_shares_of_the_questions_choose_the_same_cell(
-    swept: SweepResult, direction: Direction
+    swept: SweepResult, whole: SweepResult
 ):
-    whole = isthmus.sweep(
-        TARGET, direction, config=CONFIG, edits="add,ablate", n_stages=1, is_cached=False
-    )
-    assert swept.best.arm.site == whole.best.arm.site
-    assert (swept.best.arm.edit, swept.best.arm.strength) == (
-        whole.best.arm.edit,
-        whole.best.arm.strength,
-    )
+    assert place_of(swept) == place_of(whole)
     assert {cell.n for cell in swept.cells} == {12, 24}
     assert sum(cell.n for cell in swept.cells) < sum(cell.n for cell in whole.cells)
 
@@ -106,13 +115,13 @@ def test_a_stopped_sweep_goes_on_where_it_stood(
 
     monkeypatch.setattr(Bench, "benign_changes", stopped)
     with pytest.raises(KeyboardInterrupt):
-        isthmus.sweep(TARGET, direction, config=CONFIG)
+        isthmus.sweep(TARGET, direction, config=CONFIG, sites="1")
     monkeypatch.undo()
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Bench, "score_all", counted)
-    first = isthmus.sweep(TARGET, direction, config=CONFIG)
+    first = isthmus.sweep(TARGET, direction, config=CONFIG, sites="1")
     n_first = sum(scored)
-    fresh = isthmus.sweep(TARGET, direction, config=CONFIG, is_cached=False)
+    fresh = isthmus.sweep(TARGET, direction, config=CONFIG, sites="1", is_cached=False)
     n_fresh = sum(scored) - n_first
     assert n_first == n_fresh - len(first.cells)
     assert [(c.effect, c.n, c.fate) for c in first.cells] == [

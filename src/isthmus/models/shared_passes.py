@@ -68,6 +68,13 @@ class SharedTexts:
     batches: tuple[SharedBatch, ...]
     in_tuple: bool
 
+    @property
+    def n_numbers(self) -> int:
+        """How many activations, keys and values are held."""
+        kept = [one for own in self.batches for one in own.states.values()]
+        kept += [one for own in self.batches for pair in own.memory for one in pair]
+        return sum(one.numel() for one in kept)
+
 
 def share(
     lm: LanguageModel,

@@ -36,6 +36,9 @@ from isthmus.models.shared_passes import (
 _MOST_STATES = 2**26
 """Most activations, in numbers, that are kept per list of texts; 256 MiB in float32."""
 
+_MOST_HELD = 2**28
+"""Most activations, keys and values of all lists together, before they are read again; 1 GiB."""
+
 _MOST_LOGITS = 2**26
 """Most logits that one pass computes, where it holds several copies."""
 
@@ -257,7 +260,8 @@ class CellPasses:
         key = (id(texts), where, tuple(layers))
         if key in self._kept:
             return self._kept[key][1]
-        if is_short:
+        held = sum(shared.n_numbers for _, shared in self._kept.values())
+        if is_short or held > _MOST_HELD:
             # One at a time where memory is short.
             self._kept.clear()
         starts = [0] * len(texts) if positions is None else _starts(texts, positions)

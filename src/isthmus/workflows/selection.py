@@ -34,6 +34,8 @@ _DISAPPOINTS = 0.05
 _WITHIN_KL = 1
 _AT_ONCE = 4
 """Arms whose damage is measured together while one that keeps the budgets is looked for."""
+_SCORED_AT_ONCE = 16
+"""Arms that are scored between two signs of progress."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,12 @@ class Selector:
             strength.
         """
         keys = list(arms)
-        values = dict(zip(keys, self._effects(self.coarse, list(arms.values())), strict=True))
+        values: dict[_Key, float] = {}
+        for first in range(0, len(keys), _SCORED_AT_ONCE):
+            part = keys[first : first + _SCORED_AT_ONCE]
+            found = self._effects(self.coarse, [arms[key] for key in part])
+            values |= dict(zip(part, found, strict=True))
+            advance(len(part))
         known: dict[_Key, Scored] = {}
 
         def measure(some: Sequence[_Key]) -> None:
@@ -165,7 +172,6 @@ class Selector:
                 known[key] = Scored(arms[key], values[key], damage, lost)
 
         self._measure_from_the_top(values, known, measure)
-        advance(len(arms))
         by_cell: dict[Cell, list[Scored]] = {}
         for key in keys:
             if key in known:
