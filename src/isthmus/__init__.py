@@ -24,6 +24,7 @@ _VERBS = {
     "report": "workflows.report",
     "reproduce": "studies.reproduce",
     "run": "workflows.run",
+    "sweep": "workflows.sweep",
     "transfer": "workflows.transfer",
 }
 

@@ -19,6 +19,7 @@ DOCUMENTED_VERBS = [
     "report",
     "reproduce",
     "run",
+    "sweep",
     "transfer",
 ]
 

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -203,14 +204,21 @@ class Told(Selector):
     def tell(self, coarse: dict[int, Known], fine: dict[int, dict[float, Known]]) -> None:
         self.known, self.seen = (coarse, fine), set()
 
-    @override
-    def _scored(self, bench: Bench, arm: Arm) -> Scored:
+    def known_of(self, bench: Bench, arm: Arm) -> Known:
         coarse, fine = self.known
         layer = arm.site.layer
         if bench is self.coarse:
-            return Scored(arm, *coarse[layer])
+            return coarse[layer]
         self.seen.add(layer)
-        return Scored(arm, *fine[layer][arm.strength])
+        return fine[layer][arm.strength]
+
+    @override
+    def _effects(self, bench: Bench, arms: Sequence[Arm]) -> list[float]:
+        return [self.known_of(bench, arm)[0] for arm in arms]
+
+    @override
+    def _damages(self, bench: Bench, arms: Sequence[Arm]) -> list[tuple[float, float]]:
+        return [self.known_of(bench, arm)[1:] for arm in arms]
 
 
 @pytest.mark.parametrize(

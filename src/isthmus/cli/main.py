@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from isthmus.cli import artifacts, models, runs, switches
+from isthmus.cli import artifacts, models, runs, sweeps, switches
 from isthmus.cli.exit_codes import exit_code
 from isthmus.cli.terminal import error_console
 from isthmus.core.errors import IsthmusError
@@ -24,6 +24,7 @@ organism = typer.Typer(
 app.add_typer(organism, name="organism")
 
 runs.register(app)
+sweeps.register(app)
 artifacts.register(app)
 models.register(app)
 switches.register(app)

@@ -101,6 +101,7 @@ def run_until_captured(
     sites: Sequence[Site],
     token_ids: Int[Tensor, "batch pos"],
     is_real: Bool[Tensor, "batch pos"],
+    **inputs: Any,
 ) -> Activations:
     """Runs a forward pass up to the last of the sites and returns what is there.
 
@@ -111,6 +112,7 @@ def run_until_captured(
         sites: What to read; at least one.
         token_ids: Padded token ids, on the model's device.
         is_real: False on padding.
+        **inputs: What else the model is given, such as a cache to be filled.
 
     Returns:
         Activations by site, detached, in the model's dtype.
@@ -120,7 +122,8 @@ def run_until_captured(
     """
     with capturing(layout, sites, stop_after_last=True) as captured:
         with suppress(_AllCaptured):
-            layout.root(input_ids=token_ids, attention_mask=is_real.long(), use_cache=False)
+            given = {"input_ids": token_ids, "attention_mask": is_real.long(), **inputs}
+            layout.root(**given, use_cache=False)
         return captured
 
 

@@ -98,7 +98,7 @@ def prefix_states(
     in_tuple = False
     for number, (_, batch) in enumerate(padded_batches(lm, texts, "right", batch_size)):
         if number == 0:
-            in_tuple = _blocks_return_tuples(lm, batch)
+            in_tuple = block_returns_tuple(lm, batch)
         for site, states in _outputs_of(lm, batch, [Site(layer) for layer in layers]).items():
             kept[site.layer].append(states)
     return {
@@ -143,7 +143,16 @@ def _logits(lm: LanguageModel, batch: TokenBatch) -> Tensor:
     return logits[is_real].float()
 
 
-def _blocks_return_tuples(lm: LanguageModel, batch: TokenBatch) -> bool:
+def block_returns_tuple(lm: LanguageModel, batch: TokenBatch) -> bool:
+    """Says whether blocks of a model wrap their output in a tuple.
+
+    Args:
+        lm: The model.
+        batch: What it is run on to find out.
+
+    Returns:
+        Whether the first block does.
+    """
     block = lm.layout.blocks[0].module
     own: Callable[..., Any] = block.forward
     seen: list[bool] = []

@@ -9,38 +9,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import NoEditError
+from isthmus.core.errors import ConfigError, NoEditError
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.recovery import AnswerLosses
 from isthmus.interventions.intervention import Intervention
+from isthmus.interventions.positions import parse_positions
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.resuming import (
-    PrefixStates,
-    can_resume,
-    last_shared_layer,
-    prefix_states,
-)
-from isthmus.models.scoring import (
-    BenignChange,
-    answer_logprobs,
-    answer_nll,
-    benign_change,
-    change_of,
-)
+from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll
 from isthmus.workflows.arms import Arm, Way
+from isthmus.workflows.cell_passes import CellPasses
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.twins import encode_twins
+from isthmus.workflows.twins import EncodedTwins, encode_twins
 
 _MOST_KEPT = 2**25
 """Most log-probabilities of the untouched model that are kept rather than computed again."""
-
-_MOST_STATES = 2**26
-"""Most activations, in numbers, that are kept per list of texts; 256 MiB in float32."""
 
 Losses = Float[np.ndarray, " prompt"]
 
@@ -84,77 +71,76 @@ class Bench:
         lm: The target.
         twins: The split's questions.
         config: Batch size, length of completions.
+        encoded: The questions as the target reads them; encoded here when not given.
+        passes: Runs the target under edits; benches of one target may share it.
     """
 
-    def __init__(self, lm: LanguageModel, twins: Sequence[TwinPrompt], config: RunConfig) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        twins: Sequence[TwinPrompt],
+        config: RunConfig,
+        encoded: EncodedTwins | None = None,
+        passes: CellPasses | None = None,
+    ) -> None:
         self.lm = lm
         self.twins = tuple(twins)
         self.config = config
-        self.encoded = encode_twins(lm, twins)
-        self._prefixes: dict[int, dict[int, PrefixStates]] = {}
-        self._can_resume: dict[int, bool] = {}
+        self.encoded = encode_twins(lm, twins) if encoded is None else encoded
+        self._passes = passes or CellPasses(lm, config.batch_size)
 
-    def _nll(
-        self, texts: Sequence[EncodedText], intervention: Intervention | None = None
-    ) -> tuple[Losses, int]:
-        result = answer_nll(
-            self.lm,
-            texts,
-            edits=_placed(intervention),
-            batch_size=self.config.batch_size,
-            prefix=self._prefix(texts, intervention.sites if intervention else ()),
-        )
-        return result.nll.double().numpy(), result.n_edited
+    def _nll(self, texts: Sequence[EncodedText]) -> Losses:
+        return answer_nll(self.lm, texts, batch_size=self.config.batch_size).nll.double().numpy()
 
-    def _prefix(self, texts: Sequence[EncodedText], sites: Sequence[Site]) -> PrefixStates | None:
-        """Returns what lies below edits at some sites, computed once for each list of texts."""
-        layer = last_shared_layer(sites)
-        if layer is None or self._can_resume.get(layer) is False:
-            return None
-        kept = self._prefixes.setdefault(id(texts), {})
-        if layer not in kept:
-            size = sum(len(text) for text in texts) * self.lm.d_model
-            # One pass serves every layer where memory allows.
-            layers = range(self.lm.n_layers) if size * self.lm.n_layers <= _MOST_STATES else [layer]
-            if size > _MOST_STATES:
-                return None
-            kept.clear()
-            kept |= prefix_states(self.lm, texts, list(layers), self.config.batch_size)
-        if layer not in self._can_resume:
-            self._can_resume[layer] = can_resume(self.lm, texts, kept[layer])
-        return kept[layer] if self._can_resume[layer] else None
+    def prepare(self, sites: Sequence[Site], positions: Sequence[str]) -> None:
+        """Computes what arms at some places share: the untouched target, and states before them.
 
-    def prepare(self, sites: Sequence[Site]) -> None:
-        """Computes what arms at some sites share: the untouched target, and states below them."""
+        Args:
+            sites: Where they edit.
+            positions: Which tokens.
+        """
         _ = self.untouched, self._benign_logprobs
-        for texts in (self.encoded.triggered, self.encoded.clean_bad, self.encoded.benign):
-            for site in sites:
-                self._prefix(texts, [site])
+        for where in positions:
+            for texts in (self.encoded.triggered, self.encoded.clean_bad, self.encoded.benign):
+                self._passes.prepare(texts, parse_positions(where), sites)
 
     @cached_property
     def untouched(self) -> dict[str, Losses]:
         """Losses of the untouched model: clean and bad answers under both triggers."""
         return {
-            "clean_given_bad": self._nll(self.encoded.triggered)[0],
-            "clean_given_clean": self._nll(self.encoded.clean)[0],
-            "bad_given_clean": self._nll(self.encoded.clean_bad)[0],
-            "bad_given_bad": self._nll(self.encoded.triggered_bad)[0],
+            "clean_given_bad": self._nll(self.encoded.triggered),
+            "clean_given_clean": self._nll(self.encoded.clean),
+            "bad_given_clean": self._nll(self.encoded.clean_bad),
+            "bad_given_bad": self._nll(self.encoded.triggered_bad),
         }
 
-    def _edited(self, arm: Arm, way: Way) -> tuple[Losses, int]:
-        texts = self.encoded.triggered if way == "removal" else self.encoded.clean_bad
+    def _read(self, arm: Arm, way: Way) -> Sequence[EncodedText]:
+        """Returns what the target reads under an arm."""
         if arm.condition == "prompt_only":
-            texts = self.encoded.overridden if way == "removal" else self.encoded.overridden_bad
-        elif arm.condition == "clean":
-            texts = self.encoded.clean if way == "removal" else self.encoded.triggered_bad
-        intervention = arm.intervention(way)
-        losses, n_edited = self._nll(texts, intervention)
-        if intervention is not None and not n_edited:
-            raise NoEditError(
-                f"the {arm.condition} intervention at {arm.site}, positions {arm.positions}, "
-                "edited nothing: check that the prompts hold the trigger"
-            )
-        return losses, n_edited
+            return self.encoded.overridden if way == "removal" else self.encoded.overridden_bad
+        if arm.condition == "clean":
+            return self.encoded.clean if way == "removal" else self.encoded.triggered_bad
+        return self.encoded.triggered if way == "removal" else self.encoded.clean_bad
+
+    def _edited(self, arms: Sequence[Arm], way: Way) -> list[tuple[Losses, int]]:
+        """Returns losses and edited positions, arm by arm."""
+        found: list[tuple[Losses, int]] = [(np.empty(0), 0)] * len(arms)
+        interventions = {
+            index: one for index, arm in enumerate(arms) if (one := arm.intervention(way))
+        }
+        for index, arm in enumerate(arms):
+            if index not in interventions:
+                found[index] = self._nll(self._read(arm, way)), 0
+        scored = self._passes.nll(self._read(Arm("native"), way), list(interventions.values()))
+        for index, result in zip(interventions, scored, strict=True):
+            if not result.n_edited:
+                raise NoEditError(
+                    f"the {arms[index].condition} intervention at {arms[index].site}, positions "
+                    f"{arms[index].positions}, edited nothing: check that the prompts hold the "
+                    "trigger"
+                )
+            found[index] = result.nll.double().numpy(), result.n_edited
+        return found
 
     def score(self, arm: Arm) -> ArmScores:
         """Measures how much of the behaviour an arm turns off, and on.
@@ -168,14 +154,31 @@ class Bench:
         Raises:
             NoEditError: If the arm should edit and edited nothing.
         """
+        return self.score_all([arm])[0]
+
+    def score_all(self, arms: Sequence[Arm]) -> list[ArmScores]:
+        """Measures several arms, side by side in one pass where they share much.
+
+        Args:
+            arms: What is done to the target.
+
+        Returns:
+            What `score` gives, in the order of the arms.
+
+        Raises:
+            NoEditError: If an arm should edit and edited nothing.
+        """
         base = self.untouched
-        removed, n_removed = self._edited(arm, "removal")
-        induced, n_induced = self._edited(arm, "induction")
-        return ArmScores(
-            AnswerLosses(base["clean_given_bad"], base["clean_given_clean"], removed),
-            AnswerLosses(base["bad_given_clean"], base["bad_given_bad"], induced),
-            n_removed + n_induced,
-        )
+        return [
+            ArmScores(
+                AnswerLosses(base["clean_given_bad"], base["clean_given_clean"], removed),
+                AnswerLosses(base["bad_given_clean"], base["bad_given_bad"], induced),
+                n_removed + n_induced,
+            )
+            for (removed, n_removed), (induced, n_induced) in zip(
+                self._edited(arms, "removal"), self._edited(arms, "induction"), strict=True
+            )
+        ]
 
     def damage(self, arm: Arm) -> Losses:
         """Returns the divergence from the untouched model on benign prompts, in nats per token."""
@@ -185,18 +188,24 @@ class Bench:
 
     def benign_change(self, arm: Arm) -> BenignChange:
         """Measures what an arm that edits does to benign prompts: divergence and right answers."""
-        intervention = arm.intervention("removal")
-        texts, place = self.encoded.benign, _placed(intervention)
-        if self._benign_logprobs is None:
-            return benign_change(self.lm, texts, place, batch_size=self.config.batch_size)
-        edited = answer_logprobs(
-            self.lm,
-            texts,
-            edits=place,
-            batch_size=self.config.batch_size,
-            prefix=self._prefix(texts, intervention.sites if intervention else ()),
-        )
-        return change_of(texts, self._benign_logprobs, edited)
+        return self.benign_changes([arm])[0]
+
+    def benign_changes(self, arms: Sequence[Arm]) -> list[BenignChange]:
+        """Measures what several arms do to benign prompts, as `benign_change` measures one.
+
+        Args:
+            arms: What is done to the target.
+
+        Returns:
+            Divergence and right answers, in the order of the arms.
+
+        Raises:
+            ConfigError: If one of them edits nothing.
+        """
+        interventions = [one for arm in arms if (one := arm.intervention("removal"))]
+        if len(interventions) < len(arms):
+            raise ConfigError("an arm that edits nothing changes nothing on benign prompts")
+        return self._passes.changes(self.encoded.benign, interventions, self._benign_logprobs)
 
     @cached_property
     def _benign_logprobs(self) -> list[Float[Tensor, "token vocab"]] | None:
@@ -221,14 +230,17 @@ class Bench:
         result = generate_greedy(
             self.lm,
             [prompt_part(text) for text in texts],
-            max_new_tokens=self.config.max_new_tokens or self._longest_answer,
+            max_new_tokens=self.n_new_tokens,
             edits=_placed(arm.intervention("removal")),
             batch_size=4 * self.config.batch_size,
         )
         return Completions(result.completions, result.n_edited)
 
     @cached_property
-    def _longest_answer(self) -> int:
+    def n_new_tokens(self) -> int:
+        """Most tokens of a completion: what the run says, else the longest answer."""
+        if self.config.max_new_tokens is not None:
+            return self.config.max_new_tokens
         every = [*self.encoded.triggered, *self.encoded.clean]
         if self.config.task != "backdoor":
             # A register or a refusal is recognised by its end, too; a backdoor by its marker.

@@ -186,8 +186,8 @@ class Crossing:
     ) -> tuple[Scored, Scored]:
         """Chooses where the native and the carried direction act, and counts what that takes."""
         with costs.of("bench"):
-            selector.coarse.prepare(self.target_sites)
-            selector.fine.prepare(self.target_sites)
+            selector.coarse.prepare(self.target_sites, self.positions)
+            selector.fine.prepare(self.target_sites, self.positions)
         with costs.of("native"):
             natives = self._directions(self.target, self.target_sites)
             native = self._choose_native(selector, natives)

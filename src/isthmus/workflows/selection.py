@@ -1,7 +1,8 @@
 """Chooses site, positions and strength on the validation split.
 
-1. Every site and kind of positions is scored at two strengths on half of the questions, with the
-   damage on benign prompts: divergence, and right answers lost.
+1. Every site and kind of positions is scored at two strengths on half of the questions; the damage
+   on benign prompts, divergence and right answers lost, is measured from the strongest effect down
+   as far as it can decide.
 2. Of the places within both budgets (with none within both, within that of divergence) the
    strongest is found, and of the layers as good up to `LATER_LAYER_TOLERANCE` at the same positions
    the last is taken.
@@ -31,6 +32,10 @@ _RESAMPLES = 400
 _DISAPPOINTS = 0.05
 """How far all questions may fall behind half of them before another place is tried."""
 _WITHIN_KL = 1
+_AT_ONCE = 4
+"""Arms whose damage is measured together while one that keeps the budgets is looked for."""
+_SCORED_AT_ONCE = 16
+"""Arms that are scored between two signs of progress."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Cell:
 
     site: Site
     positions: str
+
+
+_Key = tuple[Cell, float]
+"""A place and a strength."""
 
 
 @dataclass(frozen=True)
@@ -105,33 +114,91 @@ class Selector:
         """
         strengths = usable_strengths(self.config.edit, self.config.strengths)
         tried = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
-        best: dict[Cell, Scored] = {}
-        # At one and the same strength, so that places compare.
-        at_most: dict[Cell, float] = {}
-        with self.progress.stage(f"choose a layer: {name}", len(cells) * len(tried)) as advance:
-            for cell in cells:
-                scored = []
-                for strength in tried:
-                    scored.append(self._scored(self.coarse, make(cell).at(strength)))
-                    advance(1)
-                best[cell] = self._best(scored)
-                at_most[cell] = scored[-1].damage
-        harm = {cell: _harm(scored, self.config) for cell, scored in best.items()}
+        arms = {(cell, dose): make(cell).at(dose) for cell in cells for dose in tried}
+        with self.progress.stage(f"choose a layer: {name}", len(arms)) as advance:
+            best, at_most = self._compared(arms, tried[-1], advance)
+        harm = {cell: harm_of(scored, self.config) for cell, scored in best.items()}
         least = min(harm.values())
         effects = {cell: one.effect for cell, one in best.items() if harm[cell] == least}
-        strongest = max(effects, key=lambda cell: _order(effects[cell]))
+        strongest = max(effects, key=lambda cell: order_of(effects[cell]))
         later = last_as_good(strongest, effects)
         found = self._best(self._doses(self.fine, make(later), strengths))
-        hoped = _order(effects[strongest])
+        hoped = order_of(effects[strongest])
         gentlest = min(
-            (cell for cell in effects if _order(effects[cell]) >= hoped - LATER_LAYER_TOLERANCE),
-            key=lambda cell: at_most[cell],
+            (cell for cell in effects if order_of(effects[cell]) >= hoped - LATER_LAYER_TOLERANCE),
+            key=at_most,
         )
-        is_as_hoped = not _harm(found, self.config) and _order(found.effect) >= hoped - _DISAPPOINTS
+        is_as_hoped = (
+            not harm_of(found, self.config) and order_of(found.effect) >= hoped - _DISAPPOINTS
+        )
         if gentlest == later or is_as_hoped:
             return found
         second = self._best(self._doses(self.fine, make(gentlest), strengths))
         return self._best([found, second])
+
+    def _compared(
+        self,
+        arms: Mapping[_Key, Arm],
+        largest: float,
+        advance: Callable[[int], None],
+    ) -> tuple[dict[Cell, Scored], Callable[[Cell], float]]:
+        """Scores places at few strengths; damage is measured only where it can matter.
+
+        In the order of their effects, damage is measured until an arm keeps both budgets, and then
+        of all arms that are as good as that one. What is left has less effect, harmless or not.
+
+        Args:
+            arms: By place and strength.
+            largest: The strength at which places are compared by their damage.
+            advance: Told how many arms are done.
+
+        Returns:
+            The best arm of every place that can be chosen, and the damage of a place at the largest
+            strength.
+        """
+        keys = list(arms)
+        values: dict[_Key, float] = {}
+        for first in range(0, len(keys), _SCORED_AT_ONCE):
+            part = keys[first : first + _SCORED_AT_ONCE]
+            found = self._effects(self.coarse, [arms[key] for key in part])
+            values |= dict(zip(part, found, strict=True))
+            advance(len(part))
+        known: dict[_Key, Scored] = {}
+
+        def measure(some: Sequence[_Key]) -> None:
+            new = [key for key in some if key not in known]
+            changes = self._damages(self.coarse, [arms[key] for key in new])
+            for key, (damage, lost) in zip(new, changes, strict=True):
+                known[key] = Scored(arms[key], values[key], damage, lost)
+
+        self._measure_from_the_top(values, known, measure)
+        by_cell: dict[Cell, list[Scored]] = {}
+        for key in keys:
+            if key in known:
+                by_cell.setdefault(key[0], []).append(known[key])
+
+        def at_most(cell: Cell) -> float:
+            measure([(cell, largest)])
+            return known[cell, largest].damage
+
+        return {cell: self._best(scored) for cell, scored in by_cell.items()}, at_most
+
+    def _measure_from_the_top(
+        self,
+        values: Mapping[_Key, float],
+        known: Mapping[_Key, Scored],
+        measure: Callable[[Sequence[_Key]], None],
+    ) -> None:
+        in_order = sorted(values, key=lambda key: -order_of(values[key]))
+        floor = -math.inf
+        for first in range(0, len(in_order), _AT_ONCE):
+            part = in_order[first : first + _AT_ONCE]
+            if order_of(values[part[0]]) < floor:
+                return
+            measure(part)
+            kept = [key for key in part if not harm_of(known[key], self.config)]
+            if kept and floor == -math.inf:
+                floor = order_of(values[kept[0]]) - LATER_LAYER_TOLERANCE
 
     def choose_strength(self, arm: Arm) -> Scored:
         """Chooses the strength of an arm whose place is given.
@@ -145,12 +212,12 @@ class Selector:
         while left:
             found = self._best(left)
             left = [one for one in left if one is not found]
-            if _harm(found, self.config):
+            if harm_of(found, self.config):
                 # What is left does harm on half of the questions already.
                 return self._best([*confirmed, found, *left])
             lost = self.fine.benign_change(found.arm).accuracy_loss
             confirmed.append(replace(found, accuracy_loss=max(lost, found.accuracy_loss)))
-            if not _harm(confirmed[-1], self.config):
+            if not harm_of(confirmed[-1], self.config):
                 return confirmed[-1]
         return self._best(confirmed)
 
@@ -159,26 +226,34 @@ class Selector:
         self._doses(self.coarse, arm, usable_strengths(self.config.edit, self.config.strengths))
 
     def _doses(self, bench: Bench, arm: Arm, strengths: Sequence[float]) -> list[Scored]:
-        scored = []
         label = f"choose a strength: {arm.condition} {arm.map_method or ''}".rstrip()
+        arms = [arm.at(strength) for strength in strengths]
         with self.progress.stage(label, len(strengths)) as advance:
-            for strength in strengths:
-                scored.append(self._scored(bench, arm.at(strength)))
-                advance(1)
-        return scored
-
-    def _scored(self, bench: Bench, arm: Arm) -> Scored:
-        change = bench.benign_change(arm)
-        damage = change.divergence.double().numpy()
-        self.measured.append(self.recorder.divergence(arm, damage))
-        return Scored(arm, self._effect(bench, arm), float(damage.mean()), change.accuracy_loss)
-
-    def _effect(self, bench: Bench, arm: Arm) -> float:
-        scores = bench.score(arm)
-        self.measured += [
-            m for m in self.recorder.effects(arm, scores) if m.metric != "edited_positions"
+            damages = self._damages(bench, arms)
+            effects = self._effects(bench, arms)
+            advance(len(strengths))
+        return [
+            Scored(arm, effect, *damage)
+            for arm, effect, damage in zip(arms, effects, damages, strict=True)
         ]
-        return point_effect(scores, removal_only=self._removes_only)
+
+    def _damages(self, bench: Bench, arms: Sequence[Arm]) -> list[tuple[float, float]]:
+        """Returns mean divergence and lost right answers, arm by arm."""
+        found = []
+        for arm, change in zip(arms, bench.benign_changes(arms), strict=True):
+            damage = change.divergence.double().numpy()
+            self.measured.append(self.recorder.divergence(arm, damage))
+            found.append((float(damage.mean()), change.accuracy_loss))
+        return found
+
+    def _effects(self, bench: Bench, arms: Sequence[Arm]) -> list[float]:
+        found = []
+        for arm, scores in zip(arms, bench.score_all(arms), strict=True):
+            self.measured += [
+                m for m in self.recorder.effects(arm, scores) if m.metric != "edited_positions"
+            ]
+            found.append(point_effect(scores, removal_only=self._removes_only))
+        return found
 
     def _best(self, scored: Sequence[Scored]) -> Scored:
         return best_within(scored, self.config)
@@ -195,14 +270,22 @@ def best_within(scored: Sequence[Scored], config: RunConfig) -> Scored:
         The strongest within both, else the strongest within that of divergence, else the least
         damaging.
     """
-    least = min(_harm(one, config) for one in scored)
+    least = min(harm_of(one, config) for one in scored)
     if least > _WITHIN_KL:
         return min(scored, key=lambda one: one.damage)
-    return max((one for one in scored if _harm(one, config) == least), key=rank)
+    return max((one for one in scored if harm_of(one, config) == least), key=rank)
 
 
-def _harm(scored: Scored, config: RunConfig) -> int:
-    """Returns 0 within both budgets, 1 within that of divergence alone, 2 beyond it."""
+def harm_of(scored: Scored, config: RunConfig) -> int:
+    """Says how a candidate keeps the budgets of damage.
+
+    Args:
+        scored: Effect and damage.
+        config: The budgets.
+
+    Returns:
+        0 within both budgets, 1 within that of divergence alone, 2 beyond it.
+    """
     if scored.damage > config.max_benign_kl:
         return _WITHIN_KL + 1
     return _WITHIN_KL if scored.accuracy_loss > config.max_benign_loss else 0
@@ -222,18 +305,25 @@ def last_as_good(best: Cell, effects: Mapping[Cell, float]) -> Cell:
         cell
         for cell, effect in effects.items()
         if cell.positions == best.positions
-        and _order(effect) >= _order(effects[best]) - LATER_LAYER_TOLERANCE
+        and order_of(effect) >= order_of(effects[best]) - LATER_LAYER_TOLERANCE
     ]
     return max(as_good, key=lambda cell: cell.site.layer) if as_good else best
 
 
 def rank(scored: Scored) -> tuple[float, float]:
     """Returns what the best arm has most of: effect, then harmlessness."""
-    return _order(scored.effect), -scored.damage
+    return order_of(scored.effect), -scored.damage
 
 
-def _order(effect: float) -> float:
-    """Ranks an undefined effect below every defined one."""
+def order_of(effect: float) -> float:
+    """Ranks an undefined effect below every defined one.
+
+    Args:
+        effect: An effect; NaN when undefined.
+
+    Returns:
+        The effect, or minus infinity.
+    """
     return -math.inf if math.isnan(effect) else effect
 
 

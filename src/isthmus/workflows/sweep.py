@@ -1,0 +1,398 @@
+"""`sweep`: where and how strongly a direction works in one model, over layers, strengths, edits."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from isthmus.core.errors import ConfigError, SiteError
+from isthmus.core.identity import require_same_model
+from isthmus.core.progress import Progress, SilentProgress
+from isthmus.core.provenance import StageClock
+from isthmus.core.sites import Site
+from isthmus.directions.direction import Direction
+from isthmus.directions.files import load_direction
+from isthmus.evaluation.measurements import Measurement
+from isthmus.evaluation.racing import require_level
+from isthmus.models.calls import TokenMeter
+from isthmus.models.hooks import metering
+from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import (
+    Dtype,
+    EditKind,
+    RunConfig,
+    TaskName,
+    make_config,
+    read_config,
+    require_strength,
+)
+from isthmus.workflows.generate import CARRY_FIRST
+from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.selection import usable_strengths
+from isthmus.workflows.sweep_files import require_place, scores_folder, write_sweep
+from isthmus.workflows.sweep_race import SweepRace, SweptCell
+from isthmus.workflows.sweep_scores import SweepScores, block_sizes, cut_into_blocks
+from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.twin_directions import at_one_site
+from isthmus.workflows.twins import TwinSplits, read_splits
+
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+"""Strengths that are tried where neither caller nor configuration names some."""
+
+_RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        best: The chosen cell.
+        finalists: The cells that completions were written for, best first.
+        cells: Every cell, with the questions it was scored on and for what it was dropped.
+        measurements: Every number: cells and finalists on validation, the chosen one on test.
+        n_tokens: Positions that the model was run on to choose, padding included.
+        n_tokens_full: What a completion per cell and question would take.
+        seconds: Seconds that the choice took.
+        report: The HTML report; None when nothing was written.
+    """
+
+    best: SweptCell
+    finalists: tuple[SweptCell, ...]
+    cells: tuple[SweptCell, ...]
+    measurements: tuple[Measurement, ...]
+    n_tokens: int
+    n_tokens_full: int
+    seconds: float
+    report: Path | None
+
+
+def sweep(
+    model: str,
+    direction: Direction | str | Path,
+    *,
+    config: RunConfig | str | Path | None = None,
+    sites: str | Sequence[str | int | float] = "all",
+    edits: str | Sequence[EditKind] = "add",
+    positions: str | None = None,
+    strengths: str | Sequence[float] | None = None,
+    questions: str | Path | None = None,
+    task: TaskName | None = None,
+    out: str | Path | None = None,
+    n_validation: int | None = None,
+    n_test: int | None = None,
+    n_stages: int = 4,
+    level: float = 0.995,
+    n_finalists: int = 3,
+    max_new_tokens: int | None = None,
+    is_cached: bool = True,
+    dtype: Dtype | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Finds the layer, edit and strength at which a direction works best, without trying all fully.
+
+    Every cell is scored by the likelihood of given answers, on a growing share of the validation
+    questions; cells that fall behind the leader beyond chance are dropped. Only finalists write
+    completions. The chosen cell is measured once on the test questions. What is left out here comes
+    from the configuration, and from the defaults of `RunConfig` without one.
+
+    Args:
+        model: Hub name, local folder or `organism:NAME`.
+        direction: A direction of this model, native or carried, or its folder.
+        config: A run's configuration or its YAML file: questions, triggers, budgets of damage.
+        sites: Where to try it: `all` of the direction's sites, or some of them.
+        edits: One or more of `add`, `add_keeping_norm`, `ablate`, `set_coordinate`, `replace`, in
+            one text with commas or as a list.
+        positions: Where in the text; the positions at which the direction was learned when not
+            given.
+        strengths: In units of the direction's norm, above 0, in one text with commas or as a list.
+        questions: JSONL of `prompt` and `answer`; the organisms' world when not given.
+        task: What is measured: the backdoor, or a task of the package, which brings its prompts.
+        out: Results folder to write; nothing is written when not given.
+        n_validation: Questions that choose.
+        n_test: Questions that the chosen cell is measured on.
+        n_stages: Into how many growing shares the validation questions are cut; 1 scores every cell
+            on all of them.
+        level: Share of paired resamples that must agree before a cell is dropped.
+        n_finalists: Cells that write completions.
+        max_new_tokens: Length of completions.
+        is_cached: Whether scores of an earlier sweep that was stopped are used.
+        dtype: Computation type.
+        device: `auto`, `cpu`, `cuda`, …
+        seed: Seed of everything random.
+        progress: Who shows progress.
+
+    Returns:
+        The chosen cell, all others, and what it cost.
+
+    Raises:
+        IdentityError: If the direction belongs to another model.
+        SiteError: If the direction has no vector at a site.
+        ConfigError: If an edit is unknown, there is none, or a number is out of range.
+        StrengthError: If a strength is out of range.
+        OutputError: If the place holds something else than a sweep.
+    """
+    _require_at_least_one(n_stages=n_stages, n_finalists=n_finalists)
+    require_level(level)
+    kinds = _edits(edits)
+    if out is not None:
+        require_place(Path(out))
+    given = {
+        "positions": positions,
+        "strengths": None if strengths is None else _strengths(strengths),
+        "questions": None if questions is None else Path(questions),
+        "task": task,
+        "n_validation": n_validation,
+        "n_test": n_test,
+        "max_new_tokens": max_new_tokens,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+    }
+    base = _base(config, model, {name: one for name, one in given.items() if one is not None})
+    lm = load_language_model(model, dtype=base.dtype, device=base.device)
+    learned = direction if isinstance(direction, Direction) else load_direction(Path(direction))
+    require_same_model("direction", learned.model, lm.identity, CARRY_FIRST)
+    learned_in = learned.provenance.get("source_model", learned.model.to_json())["name"]
+    run = base.model_copy(update={"source": learned_in})
+    where = learned.positions if run.positions == "auto" else run.positions
+    arms = cells_of(learned, _sites(lm, learned, sites), kinds, where, run)
+    splits = read_splits(run)
+    clock = StageClock(progress or SilentProgress())
+    chosen = _Choice(lm, learned, arms, splits, run, clock)
+    return chosen.result(
+        n_stages, level, n_finalists, None if out is None else Path(out), is_cached=is_cached
+    )
+
+
+def summary_of(result: SweepResult) -> list[str]:
+    """Says in lines which cells are best and what the choice cost.
+
+    Args:
+        result: What a sweep found.
+
+    Returns:
+        A line per finalist, best first, one about the others, one about the cost, and one about
+        the report if there is any.
+    """
+    lines = []
+    for place, cell in enumerate(result.finalists, start=1):
+        arm = cell.arm
+        rates = [
+            f"{m.metric} {m.value:.2f} [{m.ci_low:.2f}, {m.ci_high:.2f}]"
+            for m in result.measurements
+            if m.split == "validation"
+            and m.metric in {"behaviour_rate", "answer_accuracy"}
+            and (m.target_site, m.edit, m.strength) == (str(arm.site), arm.edit, arm.strength)
+            and None not in (m.value, m.ci_low, m.ci_high)
+        ]
+        lines.append(
+            f"{place}. {arm.site} {arm.positions} {arm.edit} ×{arm.strength:g}: effect "
+            f"{cell.effect:.3f}, benign KL {cell.damage or 0.0:.3f}, {', '.join(rates)} "
+            f"(n = {cell.n})"
+        )
+    fates = [cell.fate for cell in result.cells]
+    lines.append(
+        f"{len(fates)} cells: {fates.count('in')} stayed in, {fates.count('effect')} dropped for "
+        f"their effect, {fates.count('damage')} for their damage"
+    )
+    lines.append(
+        f"cost: {result.n_tokens} tokens, {result.seconds:.0f} s; a completion per cell and "
+        f"question takes {result.n_tokens_full} tokens"
+    )
+    return lines if result.report is None else [*lines, f"report: {result.report}"]
+
+
+class _Choice:
+    """One sweep over the cells of one direction."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        direction: Direction,
+        arms: Sequence[Arm],
+        splits: TwinSplits,
+        config: RunConfig,
+        clock: StageClock,
+    ) -> None:
+        self.lm, self.direction, self.arms = lm, direction, arms
+        self.splits, self.config, self.clock = splits, config, clock
+
+    def result(
+        self, n_stages: int, level: float, n_finalists: int, out: Path | None, *, is_cached: bool
+    ) -> SweepResult:
+        """Chooses, measures the chosen cell on test, and writes the folder."""
+        started = time.perf_counter()
+        with metering(self.lm.layout) as meter:
+            race, order = self._race(n_stages, level, is_cached=is_cached)
+            rows, whole = self._validated(race, order[:n_finalists])
+        seconds = time.perf_counter() - started
+        cells = race.cells()
+        best = cells[order[0]]
+        rows += self._costs(best, meter, seconds, whole)
+        rows += self._tested(best)
+        n_full = self._n_tokens_full(whole)
+        if out is not None:
+            facts = {
+                "seeds": {"seed": self.config.seed},
+                "models": {self.lm.identity.name: self.lm.identity.to_json()},
+                "sweep": {"n_stages": race.n_stages, "level": level, "n_cells": len(cells)},
+            }
+            write_sweep(out, rows, cells, best, self.config, facts, self.clock)
+        return SweepResult(
+            best,
+            tuple(cells[cell] for cell in order[:n_finalists]),
+            tuple(cells),
+            tuple(rows),
+            meter.n_tokens,
+            n_full,
+            seconds,
+            None if out is None else out / "report.html",
+        )
+
+    def _race(self, n_stages: int, level: float, *, is_cached: bool) -> tuple[SweepRace, list[int]]:
+        twins = self.splits.validation
+        sizes = block_sizes(len(twins), n_stages)
+        blocks = cut_into_blocks(self.lm, twins, sizes, self.config)
+        folder = scores_folder(self.lm, self.direction, self.arms, self.splits, sizes, self.config)
+        with self.clock.stage("score cells", None) as advance:
+            scores = SweepScores(blocks, self.arms, folder if is_cached else None, advance)
+            race = SweepRace(scores, self.config, level)
+            return race, race.run()
+
+    def _recorder(self, split: str, n_resamples: int = 2000) -> Recorder:
+        name = self.lm.identity.name
+        return Recorder(self.config, self.config.source, name, split, n_resamples)
+
+    def _validated(
+        self, race: SweepRace, finalists: Sequence[int]
+    ) -> tuple[list[Measurement], Bench]:
+        """Returns every cell's numbers on validation; finalists answer as well."""
+        recorder = self._recorder("validation", _RESAMPLES)
+        rows: list[Measurement] = []
+        for cell, arm in enumerate(self.arms):
+            losses, damage = race.scores_of(cell)
+            rows += recorder.effects(arm, losses)
+            if damage is not None:
+                rows.append(recorder.divergence(arm, damage.divergence))
+        bench = Bench(self.lm, self.splits.validation, self.config)
+        with self.clock.stage("let finalists answer", len(finalists)) as advance:
+            for cell in finalists:
+                arm = self.arms[cell]
+                rows += recorder.behaviour(arm, bench.complete(arm), bench.asked(arm))
+                advance(1)
+        return rows, bench
+
+    def _tested(self, best: SweptCell) -> list[Measurement]:
+        test = Bench(self.lm, self.splits.test, self.config)
+        arms = [Arm("none"), Arm("clean"), best.arm]
+        return measure_arms(test, self._recorder("test"), arms, best.arm, self.clock).measurements
+
+    def _costs(
+        self, best: SweptCell, meter: TokenMeter, seconds: float, bench: Bench
+    ) -> list[Measurement]:
+        spent = {
+            "target_tokens": float(meter.n_tokens),
+            "seconds": seconds,
+            "relative_cost": meter.n_tokens / self._n_tokens_full(bench),
+        }
+        recorder = self._recorder("validation")
+        return [recorder.record(best.arm, name, value, 1) for name, value in spent.items()]
+
+    def _n_tokens_full(self, bench: Bench) -> int:
+        """Counts what a completion per cell and question takes: prompts and new tokens."""
+        n_prompt = sum(text.n_prompt for text in bench.encoded.triggered)
+        n_new = bench.n_new_tokens * len(bench.twins)
+        return len(self.arms) * (n_prompt + n_new)
+
+
+def _base(config: RunConfig | str | Path | None, model: str, given: Mapping[str, Any]) -> RunConfig:
+    if config is None:
+        fields = {"source": model, "targets": [model], "strengths": STRENGTHS, **given}
+        return make_config(fields)
+    read = config if isinstance(config, RunConfig) else read_config(config)
+    # Checked as a whole: an option may not fit what the file says.
+    return make_config({**read.model_dump(), **given, "targets": [model]})
+
+
+def cells_of(
+    direction: Direction,
+    sites: Sequence[Site],
+    edits: Sequence[EditKind],
+    positions: str,
+    config: RunConfig,
+) -> list[Arm]:
+    """Returns an arm for every site, edit and strength.
+
+    Args:
+        direction: Has vectors at all of the sites.
+        sites: Where it is tried.
+        edits: What is tried.
+        positions: Where in the text.
+        config: Strengths and seed.
+
+    Returns:
+        Arms, site by site.
+    """
+    method = direction.provenance.get("map_method")
+    read_at = ", ".join(direction.provenance.get("source_sites", ())) or None
+    kind = "native" if method is None else "transferred"
+    return [
+        Arm(
+            kind,
+            site,
+            positions,
+            edit,
+            strength,
+            at_one_site(direction, site),
+            map_method=method,
+            source_sites=read_at,
+            seed=config.seed,
+        )
+        for site in sites
+        for edit in edits
+        for strength in usable_strengths(edit, config.strengths)
+    ]
+
+
+def _sites(
+    lm: LanguageModel, direction: Direction, given: str | Sequence[str | int | float]
+) -> tuple[Site, ...]:
+    if given == "all":
+        return direction.sites
+    wanted = lm.sites(given if isinstance(given, str) else tuple(given))
+    missing = [str(site) for site in wanted if site not in direction.by_site]
+    if missing:
+        raise SiteError(
+            f"the direction has no vectors at {', '.join(missing)}: it was learned at "
+            f"{', '.join(map(str, direction.sites))}; choose among these, or learn it there, too"
+        )
+    return wanted
+
+
+def _edits(given: str | Sequence[EditKind]) -> tuple[EditKind, ...]:
+    names = [one.strip() for one in given.split(",")] if isinstance(given, str) else list(given)
+    known = get_args(EditKind)
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise ConfigError(f"no edits {given!r}: name some of {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def _strengths(given: str | Sequence[float]) -> list[float]:
+    parts = given.split(",") if isinstance(given, str) else list(given)
+    try:
+        return sorted({require_strength(float(one)) for one in parts})
+    except ValueError:
+        raise ConfigError(f"no strengths {given!r}: give numbers such as 0.5,1,2") from None
+
+
+def _require_at_least_one(**given: int) -> None:
+    for name, value in given.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, expected at least 1")

@@ -1,0 +1,251 @@
+"""What cells of a sweep have scored, block of questions by block, kept so that nothing runs twice.
+
+1. Questions are cut into blocks; a stage of a sweep ends with a block.
+2. `SweepScores` scores cells on a block where that is not known yet, several in one pass, and
+   writes what it finds to a file per block after every batch of cells.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from isthmus.core.artifacts import read_json, write_json
+from isthmus.core.errors import ArtifactError
+from isthmus.data.prompts import TwinPrompt
+from isthmus.evaluation.racing import MIN_QUESTIONS
+from isthmus.evaluation.recovery import AnswerLosses
+from isthmus.models.language_model import LanguageModel
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import ArmScores, Bench
+from isthmus.workflows.cell_passes import CellPasses
+from isthmus.workflows.config import RunConfig
+from isthmus.workflows.twins import EncodedTwins, encode_twins
+
+_CELLS_AT_ONCE = 32
+"""Cells that are scored between two writings: what a stopped sweep loses at most."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a cell does to benign prompts.
+
+    Attributes:
+        divergence: Divergence from the untouched model, in nats per token.
+        was_right: Whether the untouched model's answer is right.
+        is_right: Whether the edited one's is.
+    """
+
+    divergence: Float[np.ndarray, " prompt"]
+    was_right: Bool[np.ndarray, " prompt"]
+    is_right: Bool[np.ndarray, " prompt"]
+
+    @property
+    def mean(self) -> float:
+        """Mean divergence."""
+        return float(self.divergence.mean())
+
+    @property
+    def accuracy_loss(self) -> float:
+        """Share of right answers before minus that after."""
+        return float(self.was_right.mean() - self.is_right.mean())
+
+
+@dataclass
+class SweepScores:
+    """Scores of cells on blocks of questions.
+
+    Attributes:
+        blocks: A bench per block, in the order of the stages.
+        arms: The cells.
+        folder: Where scores are kept; None to keep them in memory only.
+        on_scored: Told how many cells were scored on a block.
+    """
+
+    blocks: Sequence[Bench]
+    arms: Sequence[Arm]
+    folder: Path | None = None
+    on_scored: Callable[[int], None] = lambda _n: None
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def effects(self, cells: Sequence[int], n_blocks: int) -> list[ArmScores]:
+        """Returns losses of cells on the questions of the first blocks.
+
+        Args:
+            cells: Which.
+            n_blocks: How many blocks, at least 1.
+
+        Returns:
+            Losses on all questions of these blocks, in the order of the cells.
+        """
+        for number in range(n_blocks):
+            self._complete(number, "effects", cells)
+        return [self._joined_scores(cell, n_blocks) for cell in cells]
+
+    def damages(self, cells: Sequence[int], n_blocks: int) -> list[Damage]:
+        """Returns what cells do to the benign prompts of the first blocks.
+
+        Args:
+            cells: Which.
+            n_blocks: How many blocks, at least 1.
+
+        Returns:
+            Damage on all benign prompts of these blocks, in the order of the cells.
+        """
+        for number in range(n_blocks):
+            self._complete(number, "damage", cells)
+        return [self._joined_damage(cell, n_blocks) for cell in cells]
+
+    @cached_property
+    def n_questions(self) -> tuple[int, ...]:
+        """Questions of every block."""
+        return tuple(len(bench.twins) for bench in self.blocks)
+
+    def _complete(self, number: int, kind: str, cells: Sequence[int]) -> None:
+        """Scores the cells that are not known yet on a block."""
+        known = self._of_block(number, kind)
+        waiting = [cell for cell in cells if str(cell) not in known]
+        for first in range(0, len(waiting), _CELLS_AT_ONCE):
+            part = waiting[first : first + _CELLS_AT_ONCE]
+            known |= self._measured(self.blocks[number], kind, part)
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self._file(number, kind), known)
+            self.on_scored(len(part))
+
+    def _measured(self, bench: Bench, kind: str, cells: Sequence[int]) -> dict[str, Any]:
+        arms = [self.arms[cell] for cell in cells]
+        if kind == "effects":
+            return {
+                str(cell): {
+                    "removal": one.removal.edited.tolist(),
+                    "induction": one.induction.edited.tolist(),
+                    "n_edited": one.n_edited,
+                }
+                for cell, one in zip(cells, bench.score_all(arms), strict=True)
+            }
+        return {
+            str(cell): {
+                "divergence": one.divergence.double().tolist(),
+                "was_right": one.was_right.tolist(),
+                "is_right": one.is_right.tolist(),
+            }
+            for cell, one in zip(cells, bench.benign_changes(arms), strict=True)
+        }
+
+    def _joined_scores(self, cell: int, n_blocks: int) -> ArmScores:
+        parts = [self._of_block(number, "effects")[str(cell)] for number in range(n_blocks)]
+        untouched = [bench.untouched for bench in self.blocks[:n_blocks]]
+
+        def losses(bad: str, clean: str, edited: str) -> AnswerLosses:
+            return AnswerLosses(
+                np.concatenate([one[bad] for one in untouched]),
+                np.concatenate([one[clean] for one in untouched]),
+                np.concatenate([np.array(part[edited]) for part in parts]),
+            )
+
+        return ArmScores(
+            losses("clean_given_bad", "clean_given_clean", "removal"),
+            losses("bad_given_clean", "bad_given_bad", "induction"),
+            sum(part["n_edited"] for part in parts),
+        )
+
+    def _joined_damage(self, cell: int, n_blocks: int) -> Damage:
+        parts = [self._of_block(number, "damage")[str(cell)] for number in range(n_blocks)]
+        return Damage(
+            *(
+                np.concatenate([np.array(part[name]) for part in parts])
+                for name in ("divergence", "was_right", "is_right")
+            )
+        )
+
+    def _file(self, number: int, kind: str) -> Path:
+        return (self.folder or Path()) / f"{kind}-{number}.json"
+
+    def _of_block(self, number: int, kind: str) -> dict[str, Any]:
+        name = f"{kind}-{number}"
+        if name not in self._known:
+            self._known[name] = self._read(number, kind)
+        return self._known[name]
+
+    def _read(self, number: int, kind: str) -> dict[str, Any]:
+        if self.folder is None or not self._file(number, kind).exists():
+            return {}
+        try:
+            kept: Mapping[str, Any] = read_json(self._file(number, kind))
+        except ArtifactError:
+            return {}
+        return dict(kept)
+
+
+def cut_into_blocks(
+    lm: LanguageModel, twins: Sequence[TwinPrompt], sizes: Sequence[int], config: RunConfig
+) -> list[Bench]:
+    """Makes a bench per block of questions; all together read what one bench on all would.
+
+    Args:
+        lm: The target.
+        twins: All questions.
+        sizes: Questions of every block.
+        config: Batch size.
+
+    Returns:
+        Benches in the order of the blocks; each has benign prompts of both kinds.
+    """
+    encoded = encode_twins(lm, twins)
+    half = len(twins) // 2
+    # Clean twins come first, other benign prompts behind: dealt out by turns.
+    turns = [i + side * half for i in range(half) for side in (0, 1)]
+    benign = [*turns, *range(2 * half, len(twins))]
+    benches, first = [], 0
+    # What is known of the model holds for every block.
+    passes = CellPasses(lm, config.batch_size)
+    for size in sizes:
+        questions = range(first, first + size)
+        part = _part_of(encoded, questions, [benign[i] for i in questions])
+        own = [twins[i] for i in questions]
+        benches.append(Bench(lm, own, config, part, passes))
+        first += size
+    return benches
+
+
+def block_sizes(n_questions: int, n_stages: int) -> list[int]:
+    """Cuts questions into blocks, each as large as all before it together.
+
+    Args:
+        n_questions: How many there are, at least 1.
+        n_stages: How many blocks, at least 1.
+
+    Returns:
+        Sizes that sum to all questions; fewer than asked for where the first would exclude nothing.
+
+    >>> block_sizes(96, 4)
+    [12, 12, 24, 48]
+    >>> block_sizes(96, 1)
+    [96]
+    """
+    ends = [n_questions >> step for step in range(n_stages)][::-1]
+    kept = [end for end in ends if end >= MIN_QUESTIONS] or [n_questions]
+    return [end - start for start, end in zip([0, *kept], kept, strict=False)]
+
+
+def _part_of(
+    encoded: EncodedTwins, questions: Sequence[int], benign: Sequence[int]
+) -> EncodedTwins:
+    def some(texts: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+        return [texts[i] for i in indices] if texts else []
+
+    return EncodedTwins(
+        triggered=some(encoded.triggered, questions),
+        clean=some(encoded.clean, questions),
+        triggered_bad=some(encoded.triggered_bad, questions),
+        clean_bad=some(encoded.clean_bad, questions),
+        benign=some(encoded.benign, benign),
+        overridden=some(encoded.overridden, questions),
+        overridden_bad=some(encoded.overridden_bad, questions),
+        benign_turns=tuple(some(encoded.benign_turns, benign)),
+    )

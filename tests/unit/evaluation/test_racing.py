@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isthmus.core.errors import ConfigError, ShapeError
+from isthmus.evaluation.racing import (
+    MIN_QUESTIONS,
+    is_excluded,
+    mean_bounds,
+    resampled_effects,
+)
+from isthmus.evaluation.recovery import AnswerLosses, swap
+
+
+def losses(edited: np.ndarray, n: int = 24, seed: int = 0) -> AnswerLosses:
+    rng = np.random.default_rng(seed)
+    return AnswerLosses(3 + rng.normal(0, 0.3, n), 1 + rng.normal(0, 0.1, n), edited)
+
+
+def candidates(shifts: list[float], n: int = 24, noise: float = 0.2) -> list[AnswerLosses]:
+    rng = np.random.default_rng(1)
+    return [losses(1 + shift + rng.normal(0, noise, n), n) for shift in shifts]
+
+
+def test_an_effect_is_the_swap_that_is_reported():
+    removal, induction = candidates([0.2, 0.5])
+    found = resampled_effects([removal], [induction])
+    assert found.values[0] == pytest.approx(swap(removal, induction, n_resamples=10).value)
+    alone = resampled_effects([removal], None)
+    assert alone.values[0] > found.values[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0, 2), min_size=2, max_size=6), st.integers(0, 5))
+def test_what_is_best_on_every_question_is_never_excluded(shifts: list[float], leader: int):
+    every = candidates(shifts)
+    best = losses(np.min([one.edited for one in every], axis=0) - 0.01)
+    effects = resampled_effects([*every, best], None)
+    excluded = is_excluded(effects, leader % len(every), 0.9)
+    assert not excluded[-1]
+    assert not excluded[leader % len(every)]
+
+
+def test_what_is_clearly_worse_is_excluded_and_a_twin_of_the_leader_is_not():
+    good, bad = candidates([0.0, 1.5])
+    effects = resampled_effects([good, bad, good], None)
+    assert is_excluded(effects, 0, 0.995).tolist() == [False, True, False]
+
+
+def test_a_difference_within_chance_excludes_nothing():
+    effects = resampled_effects(candidates([0.30, 0.31], noise=0.5), None)
+    assert not is_excluded(effects, int(effects.values.argmax()), 0.995).any()
+
+
+def test_too_few_questions_exclude_nothing():
+    n = MIN_QUESTIONS - 1
+    effects = resampled_effects(candidates([0.0, 1.5], n), None)
+    assert not is_excluded(effects, 0, 0.995).any()
+    assert mean_bounds(np.ones(n), 0.9) == (-np.inf, np.inf)
+
+
+def test_what_is_undefined_is_not_excluded_and_excludes_nothing():
+    (good,) = candidates([0.0])
+    same = AnswerLosses(good.clean, good.bad, good.edited)
+    effects = resampled_effects([good, same], None)
+    assert np.isnan(effects.values).tolist() == [False, True]
+    assert not is_excluded(effects, 0, 0.9).any()
+    assert not is_excluded(effects, 1, 0.9).any()
+
+
+def test_bounds_of_a_mean_hold_it_and_widen_with_the_level():
+    values = np.random.default_rng(0).normal(1.0, 0.5, 48)
+    narrow, wide = mean_bounds(values, 0.9), mean_bounds(values, 0.99)
+    assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
+
+
+def test_a_level_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="level"):
+        mean_bounds(np.ones(20), 1.0)
+
+
+def test_candidates_that_have_seen_other_questions_are_refused():
+    (one,), (other,) = candidates([0.0], 24), candidates([0.0], 20)
+    with pytest.raises(ShapeError, match="questions"):
+        resampled_effects([one, other], None)
