@@ -1,7 +1,7 @@
 """`capture`, `learn-direction`, `learn-map`, `transfer`, `inspect`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ from isthmus.cli.options import (
     Workers,
 )
 from isthmus.cli.terminal import RichProgress, print_text
+
+if TYPE_CHECKING:
+    from isthmus.maps.files import FittedMap
 
 MapName = Literal[
     "ridge",
@@ -43,6 +46,13 @@ MapName = Literal[
 PairingName = Annotated[
     Literal["character_end", "chunk_boundary", "span_pool", "index", "last"],
     typer.Option(help="How tokens are paired."),
+]
+DownstreamSteps = Annotated[
+    int, typer.Option(min=0, help="Steps of fine-tuning on what the target then predicts.")
+]
+PairStore = Annotated[
+    Path | None,
+    typer.Option(help="Store of pairs that is read, or captured first where it is not there."),
 ]
 Model = Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")]
 
@@ -172,13 +182,8 @@ def learn_map(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     seed: Seed = 0,
-    downstream_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of fine-tuning on what the target then predicts.")
-    ] = 0,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Store of pairs that is read, or captured first where it is not there."),
-    ] = None,
+    downstream_steps: DownstreamSteps = 0,
+    store: PairStore = None,
 ) -> None:
     """Fit a map between two models' activation spaces and score it on held-out texts."""
     from isthmus.workflows.learn_map import learn_map as work
@@ -201,8 +206,12 @@ def learn_map(
             store=store,
             progress=progress,
         )
-    quality = fitted.quality
     print_text(f"map: {out}")
+    _print_quality(fitted)
+
+
+def _print_quality(fitted: "FittedMap") -> None:
+    quality = fitted.quality
     print_text(
         f"  held-out R2 {quality.r2_held_out:.4f} "
         f"(n = {quality.n_held_out} pairs, fitted on {quality.n_train})"

@@ -9,6 +9,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -212,6 +213,34 @@ def _alignment(plan: ShardPlan, tokens: Mapping[Role, Sequence[RowTokens]]) -> d
     return found
 
 
+@contextmanager
+def writing_store(folder: str | Path, spec: StoreSpec) -> Iterator["StoreWriter"]:
+    """Opens a store and says at the end of the block that every text was read.
+
+    A store that the block began and that has no shard when it fails is removed: there is nothing to
+    go on with.
+
+    Args:
+        folder: The store.
+        spec: What its rows are.
+
+    Yields:
+        StoreWriter: To be given every shard that is missing.
+
+    Raises:
+        OutputError: If the folder holds something else or a store of other rows, or cannot be
+            written to.
+        DataError: If there is no row, or texts are missing between the shards.
+    """
+    writer = StoreWriter(folder, spec)
+    try:
+        yield writer
+        writer.finish()
+    except BaseException:
+        writer.remove_if_empty()
+        raise
+
+
 class StoreWriter:
     """Names finished shards in a store's manifest.
 
@@ -302,6 +331,15 @@ class StoreWriter:
             )
         if not self.manifest.is_finished:
             self._replace(replace(self.manifest, is_finished=True))
+
+    def remove_if_empty(self) -> None:
+        """Removes a store without a shard, and its folder where nothing else is in it."""
+        if self.manifest.shards:
+            return
+        for path in (*_leftovers(self.folder, frozenset()), self.folder / MANIFEST_NAME):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _replace(self, manifest: Manifest) -> None:
         manifest.write(self.folder)

@@ -199,9 +199,10 @@ def _read(
     states = _states(lm, batch, layers if cache is None else range(lm.n_layers), inputs)
     if cache is not None:
         # Copies, so that keys and values of the tokens that are run again are not held on to.
+        layers_of_cache: Sequence[Any] = cache.layers
         memory = tuple(
             (one.keys[:, :, :n_before].clone(), one.values[:, :, :n_before].clone())
-            for one in cache.layers
+            for one in layers_of_cache
         )
         if len(memory) != lm.n_layers:
             raise ValueError("a block keeps no keys and values")

@@ -42,6 +42,7 @@ from isthmus.data.store_writer import (
     StoreWriter,
     plan_shards,
     write_shard,
+    writing_store,
 )
 from isthmus.models.batching import check_texts, ignore
 from isthmus.models.capture import capture_activations
@@ -325,14 +326,15 @@ def fill_store(
             of fewer texts.
         DataError: If the store holds other texts.
     """
-    writer = StoreWriter(folder, spec)
     names = " and ".join(side.model.name for side in spec.sides.values())
-    with progress.stage(f"read {names}", n_texts) as advance:
+    with (
+        writing_store(folder, spec) as writer,
+        progress.stage(f"read {names}", n_texts) as advance,
+    ):
         missing = shards_to_capture(writer, models, questions, append=append, advance=advance)
         for planned in missing:
             writer.register(
                 capture_shard(writer.folder, spec, models, planned, batch_size=batch_size)
             )
             advance(len(planned.given))
-    writer.finish()
     return ActivationStore.open(folder)

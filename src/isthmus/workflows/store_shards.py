@@ -21,7 +21,7 @@ from isthmus.data.parts import part_of_text
 from isthmus.data.prompts import Question
 from isthmus.data.store_format import Role, ShardPlan, StoreSpec
 from isthmus.data.store_format import Shard as StoredShard
-from isthmus.data.store_writer import PlannedShard, StoreWriter
+from isthmus.data.store_writer import PlannedShard, writing_store
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype, Pairing
 from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
@@ -134,28 +134,27 @@ def fill_store_by(
         IsthmusError: As `fill_store`; IdentityError if workers have other models.
     """
     models = settings.load()
-    writer = StoreWriter(folder, settings.spec(models))
-    stream = _Remembered(questions)
-    plans, shards = [], []
-    for planned in shards_to_capture(writer, models, stream, append=append):
-        plan = planned.plan
-        asked = {"first": plan.first_text, "turns": stream.take(plan)}
-        label = f"texts {plan.first_text} to {plan.stop_text - 1}"
-        shards.append(Shard(asked, label, n_units=len(plan.texts)))
-        plans.append(plan)
-    job = Job("capture", _WORKER, settings.to_json(), tuple(shards))
-    own = [side.to_json() for side in writer.spec.sides.values()]
-    with TemporaryDirectory(prefix="isthmus-capture-") as place:
-        for number, answer in enumerate(engine.run(job, Path(place), progress)):
-            made = StoredShard.from_json(answer["shard"])
-            if answer["sides"] != own or made.plan != plans[number]:
-                raise IdentityError(
-                    f"a worker read {answer['sides']} as other texts or with another model than "
-                    f"{own}: give all machines the same models"
-                )
-            _move(shard_folder(Path(place), number) / made.plan.name, writer.folder)
-            writer.register(made)
-    writer.finish()
+    with writing_store(folder, settings.spec(models)) as writer:
+        stream = _Remembered(questions)
+        plans, shards = [], []
+        for planned in shards_to_capture(writer, models, stream, append=append):
+            plan = planned.plan
+            asked = {"first": plan.first_text, "turns": stream.take(plan)}
+            label = f"texts {plan.first_text} to {plan.stop_text - 1}"
+            shards.append(Shard(asked, label, n_units=len(plan.texts)))
+            plans.append(plan)
+        job = Job("capture", _WORKER, settings.to_json(), tuple(shards))
+        own = [side.to_json() for side in writer.spec.sides.values()]
+        with TemporaryDirectory(prefix="isthmus-capture-") as place:
+            for number, answer in enumerate(engine.run(job, Path(place), progress)):
+                made = StoredShard.from_json(answer["shard"])
+                if answer["sides"] != own or made.plan != plans[number]:
+                    raise IdentityError(
+                        f"a worker read {answer['sides']} as other texts or with another model than "
+                        f"{own}: give all machines the same models"
+                    )
+                _move(shard_folder(Path(place), number) / made.plan.name, writer.folder)
+                writer.register(made)
     return ActivationStore.open(folder)
 
 

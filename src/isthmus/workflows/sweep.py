@@ -381,7 +381,7 @@ def _edits(given: str | Sequence[EditKind]) -> tuple[EditKind, ...]:
     wrong = [name for name in names if name not in known]
     if wrong or not names:
         raise ConfigError(f"no edits {given!r}: name some of {', '.join(known)}")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(edit for name in names for edit in known if edit == name))
 
 
 def _strengths(given: str | Sequence[float]) -> list[float]:

@@ -11,7 +11,7 @@ import yaml
 
 from isthmus.core.artifacts import atomic_folder, write_json, write_text
 from isthmus.core.errors import OutputError
-from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
+from isthmus.core.provenance import StageClock, code_hash, machine, package_versions, source_commit
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.evaluation.plots import layer_heat_map
@@ -20,7 +20,6 @@ from isthmus.models.language_model import LanguageModel
 from isthmus.models.organisms import cache_folder
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.crossing_files import code_hash
 from isthmus.workflows.sweep_race import SweptCell
 from isthmus.workflows.twins import TwinSplits
 
