@@ -19,7 +19,11 @@ from isthmus.workflows import bench as bench_module
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.measuring import Recorder, point_effect
-from isthmus.workflows.twin_directions import last_shared_token, learn_twin_direction
+from isthmus.workflows.twin_directions import (
+    last_shared_token,
+    learn_twin_direction,
+    learn_twin_directions,
+)
 from isthmus.workflows.twins import TwinSplits, read_splits
 
 CONFIG = small_config(n_train=16, n_validation=8, n_test=10)
@@ -240,3 +244,15 @@ def test_answers_part_where_their_first_tokens_differ(lm: LanguageModel):
     assert last_shared_token(texts[0], texts[1]) == texts[0].n_prompt - 1
     with pytest.raises(DataError, match="give a clean and a bad answer"):
         last_shared_token(texts[0], texts[2])
+
+
+def test_directions_of_several_positions_are_those_of_each_read_alone(lm, splits):
+    kinds = ["trigger", "last:3", "prompt", "generated"]
+    twins, sites = splits.train[:8], lm.sites("all")
+    together = learn_twin_directions(lm, twins, sites, kinds, CONFIG)
+    assert list(together) == kinds
+    for kind, direction in together.items():
+        alone = learn_twin_direction(lm, twins, sites, kind, CONFIG)
+        assert direction.sites == alone.sites
+        for site in sites:
+            assert torch.equal(direction.at(site).vectors, alone.at(site).vectors)

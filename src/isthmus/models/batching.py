@@ -48,13 +48,14 @@ def check_texts(
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
     if not texts:
         raise DataError("no texts given: give at least one")
+    most = lm.n_positions
     for index, text in enumerate(texts, start=first):
         if not len(text):
             raise DataError(f"text {index} has no tokens: leave it out")
-        if lm.n_positions is not None and len(text) + n_new > lm.n_positions:
+        if most is not None and len(text) + n_new > most:
             raise DataError(
                 f"text {index} needs {len(text) + n_new} positions, {lm.identity.name} has "
-                f"{lm.n_positions}: shorten it"
+                f"{most}: shorten it"
             )
 
 

@@ -1,16 +1,15 @@
 """The parts of the reproduction: which study answers which section of the paper."""
 
 import itertools
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from isthmus.carrying.switches import Towards
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
+from isthmus.core.provenance import StageClock
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.report import short_name
 from isthmus.evaluation.transfer_plots import transfer_rates
@@ -31,7 +30,7 @@ from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_questions import SwitchStudySizes
 from isthmus.studies.switch_study import study_switch
 from isthmus.workflows.config import TaskName
-from isthmus.workflows.run import run
+from isthmus.workflows.run import carry_out
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,11 @@ def _crossings(task: TaskName) -> Part:
     def work(scope: Scope, progress: Progress) -> StudyResult:
         measured: list[Measurement] = []
         notes: list[str] = []
-        with tempfile.TemporaryDirectory(prefix="isthmus-") as place:
-            for number, config in enumerate(scope.crossings(task)):
-                shares = {} if scope.is_alone else {"n_parallel": 1, "n_threads": 1}
-                own = config.model_copy(update=shares)
-                result = run(own, out=Path(place) / str(number), progress=progress)
-                measured += result.measurements
-                notes += result.notes
+        for config in scope.crossings(task):
+            shares = {} if scope.is_alone else {"n_parallel": 1, "n_threads": 1}
+            for crossing in carry_out(config.model_copy(update=shares), StageClock(progress)):
+                measured += crossing.measurements
+                notes += crossing.summary["notes"]
         figures = {
             "What is left of the behaviour after steering, with 95 % intervals": transfer_rates(
                 measured, f"rates-{task}", f"{task}: share of triggered prompts with the behaviour"

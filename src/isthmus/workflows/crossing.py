@@ -31,7 +31,7 @@ from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
 from isthmus.workflows.selection import Cell, Scored, Selector, best_within, make_selector
 from isthmus.workflows.testing import measure_arms
-from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
+from isthmus.workflows.twin_directions import at_one_site, learn_twin_directions
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
@@ -253,12 +253,7 @@ class Crossing:
     def _directions(self, lm: LanguageModel, sites: Sequence[Site]) -> dict[str, Direction]:
         """Learns a direction per kind of positions."""
         with self.progress.stage(f"learn directions in {lm.identity.name}"):
-            return {
-                positions: learn_twin_direction(
-                    lm, self.splits.train, sites, positions, self.config
-                )
-                for positions in self.positions
-            }
+            return learn_twin_directions(lm, self.splits.train, sites, self.positions, self.config)
 
     def _choose_native(self, selector: Selector, natives: dict[str, Direction]) -> Scored:
         def make(cell: Cell) -> Arm:

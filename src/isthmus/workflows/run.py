@@ -116,7 +116,7 @@ def run(
     clock = StageClock(progress or SilentProgress())
     with atomic_folder(out, replace=True) as folder:
         if isinstance(chosen, LocalEngine):
-            crossings = _crossings(config, clock, is_cached=is_cached)
+            crossings = carry_out(config, clock, is_cached=is_cached)
         else:
             crossings = _crossings_elsewhere(config, clock, chosen, is_cached=is_cached)
         measurements = [m for crossing in crossings for m in crossing.measurements]
@@ -167,8 +167,22 @@ def _is_run_or_empty(folder: Path) -> bool:
     return (folder / "results.jsonl").is_file() or not any(folder.iterdir())
 
 
-def _crossings(config: RunConfig, clock: StageClock, *, is_cached: bool) -> list[CrossingFiles]:
-    """Carries out all crossings, several at once where processors allow, in the order given."""
+def carry_out(
+    config: RunConfig, clock: StageClock, *, is_cached: bool = True
+) -> list[CrossingFiles]:
+    """Carries out all crossings, several at once where processors allow, and writes no report.
+
+    Args:
+        config: The run.
+        clock: Who shows progress and remembers how long each stage took.
+        is_cached: Whether crossings that the cache holds are used rather than computed again.
+
+    Returns:
+        The finished crossings, in the order of the targets.
+
+    Raises:
+        IsthmusError: Whatever the configuration, models or prompts make impossible.
+    """
     splits = read_splits(config)
     n_parallel, _ = _parallel(config)
     processors = os.cpu_count() or 1

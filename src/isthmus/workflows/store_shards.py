@@ -150,8 +150,8 @@ def fill_store_by(
                 made = StoredShard.from_json(answer["shard"])
                 if answer["sides"] != own or made.plan != plans[number]:
                     raise IdentityError(
-                        f"a worker read {answer['sides']} as other texts or with another model than "
-                        f"{own}: give all machines the same models"
+                        f"a worker read {answer['sides']} as other texts or with another model "
+                        f"than {own}: give all machines the same models"
                     )
                 _move(shard_folder(Path(place), number) / made.plan.name, writer.folder)
                 writer.register(made)

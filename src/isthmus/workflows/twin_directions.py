@@ -52,16 +52,90 @@ def read_states(
     Returns:
         States by site, one row per prompt, in their order.
     """
-    selector = reading_positions(positions)
-    indices = [selector.token_indices(text) for text in texts]
-    if selector.has_fixed_span and len({len(one) for one in indices}) == 1:
-        return activations_at(lm, texts, sites, indices, batch_size=batch_size)
+    if _fixed_indices(texts, positions) is not None:
+        return read_states_at_each(lm, texts, sites, [positions], batch_size)[positions]
+    indices = [reading_positions(positions).token_indices(text) for text in texts]
     read = all_token_activations(lm, texts, sites, batch_size=batch_size)
     return {
         site: torch.stack(
             [rows[list(i)].float().mean(0) for rows, i in zip(per_text, indices, strict=True)]
         )[:, None]
         for site, per_text in read.items()
+    }
+
+
+def _fixed_indices(texts: Sequence[EncodedText], positions: str) -> list[tuple[int, ...]] | None:
+    """Returns the selected tokens of every text where all have equally many, else None."""
+    selector = reading_positions(positions)
+    indices = [tuple(selector.token_indices(text)) for text in texts]
+    is_fixed = selector.has_fixed_span and len({len(one) for one in indices}) == 1
+    return indices if is_fixed else None
+
+
+def read_states_at_each(
+    lm: LanguageModel,
+    texts: Sequence[EncodedText],
+    sites: Sequence[Site],
+    positions: Sequence[str],
+    batch_size: int,
+) -> dict[str, dict[Site, Float[Tensor, "prompt position d_model"]]]:
+    """Reads the states at several kinds of positions in one pass.
+
+    Args:
+        lm: The model.
+        texts: Prompts.
+        sites: Where to read.
+        positions: Kinds of tokens; equally many of a kind in every prompt.
+        batch_size: Prompts per forward pass.
+
+    Returns:
+        States by kind and site, as `read_states` returns them; kinds whose number of tokens varies
+        are left out.
+    """
+    indices = {one: _fixed_indices(texts, one) for one in positions}
+    fixed = {one: found for one, found in indices.items() if found is not None}
+    if not fixed:
+        return {}
+    joined = [[i for found in fixed.values() for i in found[row]] for row in range(len(texts))]
+    read = activations_at(lm, texts, sites, joined, batch_size=batch_size)
+    states: dict[str, dict[Site, Tensor]] = {}
+    start = 0
+    for one, found in fixed.items():
+        stop = start + len(found[0])
+        states[one] = {site: rows[:, start:stop] for site, rows in read.items()}
+        start = stop
+    return states
+
+
+def learn_twin_directions(
+    lm: LanguageModel,
+    twins: Sequence[TwinPrompt],
+    sites: Sequence[Site],
+    positions: Sequence[str],
+    config: RunConfig,
+) -> dict[str, Direction]:
+    """Learns the direction of every kind of positions; those of the prompt in one reading.
+
+    Args:
+        lm: The model.
+        twins: Training questions.
+        sites: Where.
+        positions: Kinds of tokens that it will be used at.
+        config: Method, pooling.
+
+    Returns:
+        By kind what `learn_twin_direction` returns.
+    """
+    in_prompt = [one for one in positions if parse_positions(one).kind != "generated"]
+    read = [
+        read_states_at_each(lm, texts, sites, in_prompt, config.batch_size)
+        for texts in encode_prompts_of_twins(lm, twins)
+    ]
+    return {
+        one: _direction(lm, twins, one, (read[0][one], read[1][one]), config)
+        if one in in_prompt and all(one in side for side in read)
+        else learn_twin_direction(lm, twins, sites, one, config)
+        for one in positions
     }
 
 
@@ -85,16 +159,27 @@ def learn_twin_direction(
     Returns:
         The direction, at all of the sites.
     """
-    pooled = config.pooled or not reading_positions(positions).has_fixed_span
     if parse_positions(positions).kind == "generated":
         positive, negative = _states_where_answers_part(lm, twins, sites, config.batch_size)
     else:
         triggered, clean = encode_prompts_of_twins(lm, twins)
         positive = read_states(lm, triggered, sites, positions, config.batch_size)
         negative = read_states(lm, clean, sites, positions, config.batch_size)
+    return _direction(lm, twins, positions, (positive, negative), config)
+
+
+def _direction(
+    lm: LanguageModel,
+    twins: Sequence[TwinPrompt],
+    positions: str,
+    states: tuple[dict[Site, Tensor], dict[Site, Tensor]],
+    config: RunConfig,
+) -> Direction:
+    pooled = config.pooled or not reading_positions(positions).has_fixed_span
+    positive, negative = states
     by_site = {
         site: learn_site_direction(config.method, positive[site], negative[site], pooled=pooled)
-        for site in sites
+        for site in positive
     }
     provenance = {"n_prompts": len(twins), "triggers": list(twins[0].spans or ())}
     return Direction(by_site, lm.identity, config.method, positions, pooled, provenance)
