@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from isthmus.core.errors import ConfigError
-from isthmus.models.organisms import cache_folder, shipped_organisms
+from isthmus.models.organisms import shipped_organisms
 from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.matrix_summary import BY_CHARACTER, BY_INDEX, NAME
 from isthmus.studies.reproduce import reproduce
@@ -29,8 +31,16 @@ def measure(**changes: object) -> StudyResult:
 
 
 @pytest.fixture(scope="module")
-def result() -> StudyResult:
-    return measure()
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the entries of one matrix and nothing else."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def result(cache: Path) -> StudyResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISTHMUS_CACHE", str(cache))
+        return measure()
 
 
 def values(result: StudyResult, metric: str) -> dict[tuple[str, str, str | None], float | None]:
@@ -90,9 +100,9 @@ def test_there_are_two_heat_maps_and_a_mean_share_of_pairs_with_two_tokenizers(
 
 
 def test_a_matrix_that_was_stopped_goes_on_with_what_is_missing(
-    result: StudyResult, tmp_path, monkeypatch: pytest.MonkeyPatch
+    result: StudyResult, cache: Path, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
-    kept = sorted((cache_folder() / "studies").glob("matrix-*"))
+    kept = sorted((cache / "studies").glob("matrix-*"))
     assert len(kept) >= 6
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path))
     (tmp_path / "studies").mkdir()

@@ -299,9 +299,9 @@ def pack(
     Returns:
         Cells pass by pass, lower blocks first.
 
-    >>> pack({0: 3, 1: 3, 2: 0}, 8, 1000, 4, 100)
+    >>> pack({0: 3, 1: 3, 2: 0}, 8, 1000, 8, 100)
     [[2], [0, 1]]
-    >>> pack({0: 3, 1: 3, 2: 0}, 8, 1, 4, 100)
+    >>> pack({0: 3, 1: 3, 2: 0}, 8, 1, 8, 100)
     [[2, 0, 1]]
     """
     passes: list[list[int]] = []
