@@ -94,7 +94,7 @@ class Scope:
             task: The task.
 
         Returns:
-            Those given, or one source and three targets among the organisms.
+            Those given, or one source and its targets among the organisms.
 
         Raises:
             ConfigError: If configurations were given but none for this task.
@@ -165,22 +165,23 @@ def task_config(task: TaskName, scope: Scope) -> RunConfig:
         scope: How much is measured.
 
     Returns:
-        A configuration of one source and three targets.
+        A configuration of one source and three targets; of two, without the largest, in a quick
+        scope.
     """
     source, *targets = (f"{_PREFIX}{name}" for name in organisms_of(COURSE_OF[task]))
     advice = task_named(task).recommended if task in TASKS else None
     return RunConfig(
         task=task,
         source=source,
-        targets=tuple(targets),
+        targets=tuple(targets[: scope.pick(2, len(targets))]),
         maps=("ridge", "autoencoder")
         if scope.is_quick
         else ("ridge", "ridge_one_layer", "autoencoder", "sgd_affine"),
         edit=advice.edit if advice else "add",
         strengths=advice.strengths if advice else (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        n_train=scope.pick(160, 240),
-        n_validation=scope.pick(32, 48),
-        n_test=scope.pick(64, 160),
+        n_train=scope.pick(128, 240),
+        n_validation=scope.pick(24, 48),
+        n_test=scope.pick(48, 160),
         seed=scope.seed,
     )
 

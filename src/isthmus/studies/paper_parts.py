@@ -109,7 +109,7 @@ def _crossings(task: TaskName) -> Part:
         shown = {title: svg for title, svg in figures.items() if svg}
         return StudyResult(task, tuple(measured), tuple(dict.fromkeys(notes)), shown)
 
-    title = f"{task.capitalize()}: native, carried and controls on three crossings"
+    title = f"{task.capitalize()}: native, carried and controls on every crossing"
     return Part(title, task, work, organisms_of(COURSE_OF[task]))
 
 
