@@ -369,5 +369,5 @@ PARTS: dict[str, Part] = {
 }
 """Every part in the order of the report."""
 
-LONGEST = ("code", "mapper_validation", "layers", "corrupted", "refusal_study")
+LONGEST = ("code", "mapper_validation", "layers", "corrupted", "switch", "features")
 """The parts that take longest, longest first: begun first, none of them is left for the end."""
