@@ -182,6 +182,7 @@ def task_config(task: TaskName, scope: Scope) -> RunConfig:
         n_train=scope.pick(128, 240),
         n_validation=scope.pick(24, 48),
         n_test=scope.pick(48, 160),
+        n_random=scope.pick(2, 3),
         seed=scope.seed,
     )
 

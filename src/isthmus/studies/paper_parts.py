@@ -13,6 +13,7 @@ from isthmus.core.provenance import StageClock
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.report import short_name
 from isthmus.evaluation.transfer_plots import transfer_rates
+from isthmus.features.training import TopKSettings
 from isthmus.studies.activation_patching import patch_activations
 from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
 from isthmus.studies.corrupted_study import study_corrupted
@@ -349,7 +350,12 @@ PARTS: dict[str, Part] = {
         n_completed=lambda scope: scope.pick(12, 32),
         n_train=lambda scope: scope.pick(80, 160),
     ),
-    "features": _on_pairs("features", transfer_feature),
+    "features": _on_pairs(
+        "features",
+        transfer_feature,
+        n_features=lambda scope: scope.pick(12, 30),
+        training=lambda scope: TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
+    ),
     "probes": _on_pairs("probes", transfer_probe),
     "patching": _on_models(
         "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 48)
