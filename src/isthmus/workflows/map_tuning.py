@@ -32,6 +32,7 @@ from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import Pairing
 from isthmus.workflows.pairing import Part, part_of_text
+from isthmus.workflows.switch_training import drawn_batches
 
 _N_CHECKS = 4
 
@@ -148,7 +149,7 @@ class Stitcher:
         return Stitched(kl, error / (states - states.mean(0)).square().sum())
 
     def mean(self, made: ActivationMap, batches: Sequence[_Batch]) -> Stitched:
-        """Measures a map on several batches, each counting by its tokens."""
+        """Measures a map on several batches, each counting by its paired tokens."""
         with torch.no_grad():
             found = [self.run(made, batch) for batch in batches]
         weights = [int(batch.is_paired.sum()) for batch in batches]
@@ -207,10 +208,13 @@ def tune_map(
     lowest = value_of(best)
     optimiser = torch.optim.Adam(now.groups, betas=(0.9, 0.98))
     with progress.stage(f"fine-tune the {fitted.map.method} map", settings.n_steps) as advance:
-        for step, chosen in enumerate(_choices(parts["train"], settings)):
+        drawn = drawn_batches(
+            len(parts["train"]), settings.n_steps, settings.batch_size, settings.seed
+        )
+        for step, chosen in enumerate(drawn):
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate(step) * group["size"]
-            batch = stitcher.read(_at(texts, chosen))
+            batch = stitcher.read(_at(texts, [parts["train"][i] for i in chosen]))
             with torch.enable_grad():
                 found = stitcher.run(now.map(), batch)
                 loss = found.kl + settings.fidelity * found.fvu
@@ -306,17 +310,6 @@ def _at(
     texts: tuple[Sequence[EncodedText], Sequence[EncodedText]], indices: Sequence[int]
 ) -> tuple[list[EncodedText], list[EncodedText]]:
     return [texts[0][i] for i in indices], [texts[1][i] for i in indices]
-
-
-def _choices(indices: Sequence[int], settings: MapTuning) -> Iterator[list[int]]:
-    """Yields the texts of every step, all of them once before any comes again."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    size = min(settings.batch_size, len(indices))
-    order: list[int] = []
-    for _ in range(settings.n_steps):
-        if len(order) < size:
-            order = torch.randperm(len(indices), generator=generator).tolist()
-        yield [indices[order.pop()] for _ in range(size)]
 
 
 def _logprobs(lm: LanguageModel, batch: TokenBatch) -> Float[Tensor, "token vocab"]:

@@ -207,11 +207,25 @@ def _weights(
 
 
 def _choices(n_texts: int, settings: TrainingSettings) -> Iterator[list[int]]:
-    """Yields the indices of every step's texts, all texts once before any comes again."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    size = min(settings.batch_size, n_texts)
+    return drawn_batches(n_texts, settings.n_steps, settings.batch_size, settings.seed)
+
+
+def drawn_batches(n_texts: int, n_steps: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Yields the indices of every step's texts, all texts once before any comes again.
+
+    Args:
+        n_texts: How many texts there are.
+        n_steps: How many batches are drawn.
+        batch_size: Most texts in one.
+        seed: Their order.
+
+    Yields:
+        list[int]: Indices of one batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, n_texts)
     order: list[int] = []
-    for _ in range(settings.n_steps):
+    for _ in range(n_steps):
         if len(order) < size:
             order = torch.randperm(n_texts, generator=generator).tolist()
         yield [order.pop() for _ in range(size)]
