@@ -23,6 +23,19 @@ def continues_character(character: str) -> bool:
 
 
 @cache
+def carries_no_mark(character: str) -> bool:
+    """Says whether a character carries no mark: a line break or another control character.
+
+    Args:
+        character: A single one.
+
+    Returns:
+        True where a mark that follows stands by itself (Unicode Standard Annex 29, rule GB4).
+    """
+    return unicodedata.category(character) in {"Cc", "Zl", "Zp"}
+
+
+@cache
 def kind_of(character: str) -> Kind:
     """Returns the kind of a character; marks count as the letters that they stand on.
 

@@ -10,12 +10,13 @@
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
-from isthmus.core.characters import continues_character
+from isthmus.core.characters import carries_no_mark, continues_character
 
 _ACCENTED = "e\u0301"
 
@@ -64,9 +65,11 @@ def _past_marks(
     text: str, past: Int[np.ndarray, " token"], following: Int[np.ndarray, " token"]
 ) -> Int[np.ndarray, " token"]:
     """Moves an end before a mark behind the last mark, or nowhere if other tokens hold marks."""
-    is_mark: Bool[np.ndarray, " place"] = np.array(
-        [False, *map(continues_character, text[1:]), False]
+    # Nothing is composed with a line break: a mark after one opens a character of its own.
+    marks = (
+        continues_character(mark) and not carries_no_mark(before) for before, mark in pairwise(text)
     )
+    is_mark: Bool[np.ndarray, " place"] = np.array([False, *marks, False])
     places = np.where(is_mark, len(text), np.arange(len(is_mark)))
     behind = np.minimum.accumulate(places[::-1])[::-1][past]
     return np.where(is_mark[past] & (following < behind), 0, behind)

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from isthmus.core.characters import continues_character, kind_of
+from isthmus.core.characters import carries_no_mark, continues_character, kind_of
 
 
 @pytest.mark.parametrize("character", ["\u0301", "\u0323", "\u1161", "\u11ab", "\u093e", "\ufe0f"])
@@ -33,3 +33,11 @@ def test_every_character_that_unicode_composes_with_another_continues_it():
 )
 def test_a_character_has_one_kind(characters, kind):
     assert {kind_of(one) for one in characters} == {kind}
+
+
+def test_no_mark_is_ever_composed_with_a_character_that_carries_none():
+    alone = [chr(code) for code in range(0x110000) if carries_no_mark(chr(code))]
+    assert {"\n", "\r", "\t", "\u2028", "\u2029"} <= set(alone)
+    assert not {" ", "a", "日"} & set(alone)
+    for character in alone:
+        assert not unicodedata.decomposition(character)

@@ -56,6 +56,12 @@ def test_a_mark_that_composes_with_nothing_is_a_character_of_its_own():
     assert read_ends("0\u093ax", [0, 1, 2], [1, 2, 3], is_composed=True) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("before", ["\n", "\t", "\x00", "\u2028"])
+def test_a_line_break_before_a_mark_is_a_character_of_its_own(before):
+    text = f"{before}\u0301e\u0301"
+    assert read_ends(text, [0, 1, 2], [1, 2, 3], is_composed=True) == [1, 2, 4]
+
+
 def test_an_accent_of_its_own_is_a_character_where_nothing_is_composed():
     assert read_ends("e\u0301x", [0, 1, 2], [1, 2, 3], is_composed=False) == [1, 2, 3]
 
