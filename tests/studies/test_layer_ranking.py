@@ -72,7 +72,20 @@ def test_rules_are_held_against_baselines_and_the_sweep_in_every_scope(found: St
     assert len(found.figures) == 1
 
 
-def test_a_rule_costs_its_scores_and_one_choice_of_strength():
-    costs = Costs(per_place=100, scores=30, attribution=50)
-    assert costs.of_rule(20, with_attribution=False) == pytest.approx(130 / 2000)
-    assert costs.of_rule(20, 3, with_attribution=True) == pytest.approx(380 / 2000)
+def test_a_rule_costs_its_scores_and_the_choices_of_strength():
+    costs = Costs(per_place=100, scores=30, attribution=50, trial=4)
+    assert costs.of_rule(["map_r2"], 20) == pytest.approx(130 / 2000)
+    assert costs.of_rule(["attribution"], 20) == pytest.approx(150 / 2000)
+    assert costs.of_rule(["trial"], 20) == pytest.approx(180 / 2000)
+    assert costs.of_rule(["trial", "attribution", "svcca"], 20, 3) == pytest.approx(460 / 2000)
+
+
+def test_a_brief_trial_asks_few_questions_at_strength_one_and_costs_a_fraction(found: StudyResult):
+    trials = of(found, metric="layer_score", edit="trial")
+    assert len(trials) == 6
+    assert max(m.value or 0 for m in trials) > 0.5
+    for scope in SCOPES:
+        (cost,) = of(found, metric="relative_cost", edit="trial", source_site=scope)
+        # Eight questions both ways at one strength, and one place of those of the scope.
+        n_places = {"one source layer": 4, "all source layers": 2, "either": 6}[scope]
+        assert 1 / n_places < (cost.value or 0) < 1 / n_places + 0.5

@@ -12,6 +12,7 @@ from isthmus.models.organisms import packed_folder, unpack_organism
 from isthmus.studies import reproduce as module
 from isthmus.studies.paper_models import Scope, keys_of_models
 from isthmus.studies.paper_parts import PARTS, Part, joined
+from isthmus.studies.part_processes import compute_in_processes
 from isthmus.studies.reproduce import reproduce
 from isthmus.studies.result import StudyResult
 from isthmus.tasks import COURSES
@@ -107,6 +108,20 @@ def test_parts_in_processes_find_what_one_process_finds(tmp_path, monkeypatch):
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "other cache"))
     alone = reproduce(out=tmp_path / "one", n_processes=1, **given)
     assert alone.parts[1].measurements == both.parts[1].measurements
+
+
+def test_a_process_that_dies_costs_its_part_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    config = RunConfig(source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",))
+    scope = Scope(is_quick=True, seed=0, given=(config,), is_alone=False)
+    asked = ["no such part", "style", "no such part", "code"]
+    done = compute_in_processes(asked, scope, 1, is_cached=True)
+    assert sorted((part.name, part.problem.partition(":")[0]) for part in done) == [
+        ("code", "no --config has 'task"),
+        ("no such part", "KeyError"),
+        ("no such part", "KeyError"),
+        ("style", "no --config has 'task"),
+    ]
 
 
 @pytest.mark.usefixtures("counted")

@@ -77,6 +77,10 @@ def test_damage_of_many_interventions_is_that_of_each_alone(
         assert torch.allclose(here.divergence, alone.divergence, atol=1e-5)
         assert torch.equal(here.is_right, alone.is_right)
         assert torch.equal(here.was_right, alone.was_right)
+        scored = answer_nll(lm, texts, edits=one.place)
+        assert torch.allclose(here.nll, scored.nll, atol=1e-5)
+        assert torch.allclose(alone.nll, scored.nll, atol=1e-5)
+        assert alone.n_edited == scored.n_edited
 
 
 def test_where_memory_is_short_scores_are_the_same(

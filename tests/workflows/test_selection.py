@@ -247,6 +247,68 @@ def test_where_the_later_layer_disappoints_the_least_damaging_place_is_tried_too
     assert told.seen == tried
 
 
+@pytest.mark.parametrize(
+    ("effects", "chosen"),
+    [
+        ({2.0: 0.8, 3.0: 0.9}, 3.0),
+        ({2.0: 0.8, 3.0: 0.7}, 2.0),
+        # Hardly better is not worth more damage.
+        ({2.0: 0.71, 3.0: 0.715}, 1.0),
+    ],
+)
+def test_a_strength_between_those_of_the_grid_is_taken_where_it_does_clearly_more(
+    place: Place, effects: dict[float, float], chosen: float
+):
+    told = Told(**vars(place.selector(max_benign_kl=0.05)))
+    told.tell({}, {1: {s: (effect, 0.04, 0.0) for s, effect in effects.items()}})
+    n = len(told.fine.twins)
+    found = Scored(place.arm(1.0, Site(1)), 0.7, 0.01, n=n)
+    better = told.refine(found)
+    assert better.arm.strength == chosen
+    assert better.effect == effects.get(chosen, 0.7)
+
+
+def test_no_strength_in_between_is_taken_that_breaks_a_budget(place: Place):
+    told = Told(**vars(place.selector(max_benign_kl=0.05, max_benign_loss=0.01)))
+    told.tell({}, {1: {2.0: (0.9, 0.04, 0.02), 3.0: (0.95, 0.06, 0.0)}})
+    found = Scored(place.arm(1.0, Site(1)), 0.7, 0.01, n=len(told.fine.twins))
+    assert told.refine(found) is found
+
+
+@pytest.mark.parametrize(
+    "found",
+    [(1.0, 0.96, 0.01, 0.0), (4.0, 0.7, 0.01, 0.0), (1.0, 0.7, 0.06, 0.0), (1.0, 0.7, 0.01, 0.02)],
+    ids=["has nearly all", "is the largest", "diverges", "loses answers"],
+)
+def test_nothing_is_tried_where_nothing_is_to_be_gained(
+    place: Place, found: tuple[float, float, float, float]
+):
+    told = Told(**vars(place.selector(max_benign_kl=0.05, max_benign_loss=0.01)))
+    told.tell({}, {})
+    strength, *known = found
+    chosen = Scored(place.arm(strength, Site(1)), *known, n=len(told.fine.twins))
+    assert told.refine(chosen) is chosen
+    assert not told.seen
+
+
+def test_what_half_of_the_questions_chose_is_compared_on_all_of_them(place: Place):
+    told = Told(**vars(place.selector(max_benign_kl=0.05)))
+    told.tell({}, {1: {1.0: (0.85, 0.01, 0.0), 2.0: (0.86, 0.02, 0.0), 3.0: (0.8, 0.03, 0.0)}})
+    found = Scored(place.arm(1.0, Site(1)), 0.7, 0.01, n=len(told.coarse.twins))
+    assert told.refine(found) is found
+
+
+def test_strengths_in_between_are_recorded_on_validation(place: Place):
+    selector = place.selector(max_benign_kl=100.0, max_benign_loss=1.0)
+    weak = selector.choose_strength(place.arm())
+    found = replace(weak, arm=weak.arm.at(0.25), effect=0.0)
+    n_before = len(selector.measured)
+    refined = selector.refine(found)
+    tried = {m.strength for m in selector.measured[n_before:]}
+    assert tried == {0.25, 0.5, 0.75}
+    assert refined.arm.strength in tried
+
+
 def test_everything_that_was_tried_is_recorded_on_validation(place: Place):
     selector = place.selector()
     chosen = selector.choose_strength(place.arm())

@@ -130,11 +130,15 @@ class BenignChange:
         divergence: Mean KL(unedited ‖ edited) over answer positions, in nats; float32, at least 0.
         was_right: Whether greedy decoding gives the text's answer, end token included, unedited.
         is_right: The same under the edit.
+        nll: Mean negative log-likelihood per answer token under the edit, in nats; float32.
+        n_edited: How many (position, site) pairs were edited; 0 where nobody counted.
     """
 
     divergence: Float[Tensor, " text"]
     was_right: Bool[Tensor, " text"]
     is_right: Bool[Tensor, " text"]
+    nll: Float[Tensor, " text"]
+    n_edited: int = 0
 
     @property
     def accuracy_loss(self) -> float:
@@ -172,20 +176,24 @@ def benign_change(
         NonFiniteError: If a divergence is NaN or infinite.
     """
     _check_answers(lm, texts, batch_size)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    order: list[int] = []
+    changes: list[BenignChange] = []
+    n_edited = 0
     for indices, batch in padded_batches(lm, texts, "right", batch_size):
         lengths = _answer_lengths(batch.texts)
-        unedited, edited = (
-            _answer_logprobs(lm, batch, some)[0].split(lengths) for some in (no_edits, edits)
-        )
-        change = change_of(batch.texts, unedited, edited)
-        rows = torch.stack([change.was_right, change.is_right], dim=1)
-        found.update(zip(indices, zip(change.divergence, rows, strict=True), strict=True))
+        unedited, _ = _answer_logprobs(lm, batch, no_edits)
+        edited, counts = _answer_logprobs(lm, batch, edits)
+        changes.append(change_of(batch.texts, unedited.split(lengths), edited.split(lengths)))
+        order += indices
+        n_edited += sum(counts)
         on_batch(len(indices))
-    divergence = torch.stack([found[i][0] for i in range(len(texts))])
-    right = torch.stack([found[i][1] for i in range(len(texts))])
+    place = torch.tensor(order).argsort()
+    divergence, was_right, is_right, nll = (
+        torch.cat([getattr(one, name) for one in changes])[place]
+        for name in ("divergence", "was_right", "is_right", "nll")
+    )
     _check_finite(divergence, "the divergence")
-    return BenignChange(divergence, right[:, 0], right[:, 1])
+    return BenignChange(divergence, was_right, is_right, nll, n_edited)
 
 
 def change_of(
@@ -199,7 +207,7 @@ def change_of(
         edited: The same under an edit.
 
     Returns:
-        Divergence and rightness of every text, on the CPU.
+        Divergence, rightness and loss of every text, on the CPU.
     """
     per_text = [
         (p.exp() * (p - q)).sum(-1).clamp_min(0).mean()
@@ -209,7 +217,8 @@ def change_of(
         torch.tensor([_is_greedy(rows, text) for rows, text in zip(some, texts, strict=True)])
         for some in (unedited, edited)
     )
-    return BenignChange(torch.stack(per_text).float().cpu(), was_right, is_right)
+    nll = [_mean_nll(rows, text) for rows, text in zip(edited, texts, strict=True)]
+    return BenignChange(torch.stack(per_text).float().cpu(), was_right, is_right, torch.stack(nll))
 
 
 def benign_kl(
@@ -235,6 +244,11 @@ def benign_kl(
         Nats per answer token for every text, float32, at least 0.
     """
     return benign_change(lm, texts, edits, batch_size=batch_size, on_batch=on_batch).divergence
+
+
+def _mean_nll(logprobs: Float[Tensor, "token vocab"], text: EncodedText) -> Float[Tensor, ""]:
+    wanted = torch.tensor(text.token_ids[text.n_prompt :], device=logprobs.device)
+    return -logprobs.gather(1, wanted[:, None]).mean().float().cpu()
 
 
 def _is_greedy(logprobs: Float[Tensor, "token vocab"], text: EncodedText) -> bool:

@@ -4,8 +4,9 @@
    single source layer, and from all of them together, to every target layer.
 2. The sweep chooses every place's strength on validation and measures swap on test questions; a
    place where no strength keeps the damage budget counts 0.
-3. Every rule ranks the same places by scores that it has before anything is tried. Reported are its
-   rank correlation with the sweep, the regret of its first choice and of three, and its cost.
+3. Every rule ranks the same places by scores that it has before the sweep; one of them, `trial`, is
+   a swap on few questions at one strength. Reported are its rank correlation with the sweep, the
+   regret of its first choice and of three, and its cost.
 4. Baselines: the middle layers, the first, the last, a random choice, and the sweep's own choice.
 
 Intervals come from a bootstrap over test questions, the same resamples for every rule.
@@ -35,6 +36,7 @@ from isthmus.studies.layer_sweeping import (
     costs_of,
     open_readings,
     selector_of,
+    try_briefly,
     try_places,
 )
 from isthmus.studies.result import StudyResult
@@ -61,6 +63,9 @@ ALL_SPACES = ("map_r2", "cka_debiased", "contrast_explained", "carried_size")
 
 PULL_AND_DEPTH = ("attribution", "blocks_above")
 """The rule that did best on the first crossing looked at, and not on the others."""
+
+PULL_AND_TRIAL = ("attribution", "trial")
+"""Gradients and a brief trial, joined."""
 
 _N_TRIED = 3
 _FEW = {
@@ -112,7 +117,11 @@ def rank_layers(
         spaces = score_places(readings, splits.validation, maps)
         selector = selector_of(readings, splits, shown)
         pulls = attribute_places(readings, selector.coarse.twins, carried)
-    scores = {place: {**one, "attribution": pulls[place]} for place, one in spaces.items()}
+        trials = try_briefly(readings, splits, carried, shown)
+    scores = {
+        place: {**one, "attribution": pulls[place], "trial": trials[place]}
+        for place, one in spaces.items()
+    }
     tried = try_places(readings, splits, carried, shown)
     names = (readings.source.identity.name, readings.target.identity.name)
     recorder = Recorder(config, *names, "test", n_resamples)
@@ -178,7 +187,7 @@ def report_rules(
             values = _worth(joined, here)
             values["regret_of_three"] = _interval(shortlist_regret(joined, hoped, here, _N_TRIED))
             for metric, n in (("relative_cost", 1), ("relative_cost_of_three", _N_TRIED)):
-                cost = costs.of_rule(len(inside), n, with_attribution="attribution" in names)
+                cost = costs.of_rule(names, len(inside), n)
                 values[metric] = Interval(cost, np.nan, np.nan)
             reports.append(RuleReport(rule, scope, values))
         reports += [
@@ -190,7 +199,7 @@ def report_rules(
 
 def rules_of(names: Sequence[str] | Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     """Returns every rule by its name: each score alone, and the joined ones."""
-    joined = (DEFAULT_RULE, PULL_AND_DEPTH, ALL_SPACES)
+    joined = (DEFAULT_RULE, PULL_AND_TRIAL, PULL_AND_DEPTH, ALL_SPACES)
     return {**{name: (name,) for name in names}, **{" + ".join(one): one for one in joined}}
 
 

@@ -1,6 +1,6 @@
 """Tries a carried direction at every place: the sweep that rules for layers are held against."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,14 @@ from isthmus.workflows.bench import ArmScores, Bench
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.layer_evidence import LayerPlace, Readings
-from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.measuring import Recorder, point_effect
 from isthmus.workflows.pairing import paired_moments
 from isthmus.workflows.selection import Scored, Selector, make_selector, usable_strengths
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates, read_splits
+
+N_BRIEF = 8
+"""Questions of a brief trial."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,32 @@ def try_places(
     return tried
 
 
+def try_briefly(
+    readings: Readings,
+    splits: TwinSplits,
+    carried: Mapping[LayerPlace, Direction],
+    progress: Progress,
+) -> dict[LayerPlace, float]:
+    """Tries every place on few questions at the direction's own length.
+
+    Args:
+        readings: The target.
+        splits: Questions; the first `N_BRIEF` of validation are asked.
+        carried: The direction at every place.
+        progress: Who shows progress.
+
+    Returns:
+        Swap by place; NaN where it is undefined.
+    """
+    config = readings.config
+    bench = Bench(readings.target, splits.validation[:N_BRIEF], config)
+    arms = [arm_at(place, direction, config) for place, direction in carried.items()]
+    with progress.stage("try every place briefly", len(arms)) as advance:
+        effects = [point_effect(scores) for scores in bench.score_all(arms)]
+        advance(len(arms))
+    return dict(zip(carried, effects, strict=True))
+
+
 def selector_of(readings: Readings, splits: TwinSplits, progress: Progress) -> Selector:
     """Returns what chooses strengths on the validation questions of the target."""
     config = readings.config
@@ -152,26 +181,29 @@ class Costs:
     Attributes:
         per_place: To choose the strength at one place.
         scores: To score all places by spaces and contrasts.
-        attribution: To score them by gradients, too; a pass backwards counts twice.
+        attribution: To score them by gradients; a pass backwards counts twice.
+        trial: To try one place briefly.
     """
 
     per_place: int
     scores: int
     attribution: int
+    trial: int
 
-    def of_rule(self, n_places: int, n_tried: int = 1, *, with_attribution: bool) -> float:
+    def of_rule(self, names: Collection[str], n_places: int, n_tried: int = 1) -> float:
         """Returns the cost of a rule and of choosing strengths, in sweeps.
 
         Args:
+            names: Scores that it looks at.
             n_places: How many places a sweep tries.
             n_tried: At how many the rule has strengths chosen.
-            with_attribution: Whether it looks at gradients.
 
         Returns:
             Tokens of the rule over tokens of the sweep.
         """
-        spent = n_tried * self.per_place + self.scores
-        spent += self.attribution if with_attribution else 0
+        own = {"attribution": self.attribution, "trial": n_places * self.trial}
+        spent = n_tried * self.per_place + sum(own[name] for name in own if name in names)
+        spent += self.scores if set(names) - set(own) else 0
         return spent / (n_places * self.per_place)
 
 
@@ -183,16 +215,18 @@ def costs_of(selector: Selector, n_positions: int) -> Costs:
         n_positions: How many kinds of positions are scored; each is a pass with gradients.
 
     Returns:
-        Tokens per place, for scores and for attribution.
+        Tokens per place, for scores, for attribution and for a brief trial.
     """
     config = selector.config
     coarse, fine = selector.coarse.encoded, selector.fine.encoded
+    asked = [*fine.triggered[:N_BRIEF], *fine.clean_bad[:N_BRIEF]]
     n_strengths = len(usable_strengths(config.edit, config.strengths))
     scored = _tokens(coarse.triggered) + _tokens(coarse.clean_bad) + _tokens(coarse.benign)
     return Costs(
         per_place=n_strengths * scored + _tokens(fine.benign),
         scores=sum(text.n_prompt for text in (*fine.triggered, *fine.clean)),
         attribution=3 * n_positions * (_tokens(coarse.triggered) + _tokens(coarse.clean_bad)),
+        trial=_tokens(asked),
     )
 
 

@@ -346,8 +346,8 @@ PARTS: dict[str, Part] = {
     "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
-        n_test=lambda scope: scope.pick(24, 64),
-        n_completed=lambda scope: scope.pick(12, 32),
+        n_test=lambda scope: scope.pick(24, 48),
+        n_completed=lambda scope: scope.pick(12, 24),
         n_train=lambda scope: scope.pick(80, 160),
     ),
     "features": _on_pairs(
@@ -363,17 +363,34 @@ PARTS: dict[str, Part] = {
     "layers": _on_models(
         "layers",
         sweep_layers,
-        settings=lambda scope: {"n_validation": scope.pick(32, 48), "n_test": scope.pick(32, 64)},
+        settings=lambda scope: {"n_validation": scope.pick(32, 48), "n_test": scope.pick(32, 48)},
     ),
     "noise": _on_models(
         "noise",
         study_noise,
-        n_prompts=lambda scope: scope.pick(8, 16),
+        n_prompts=lambda scope: scope.pick(8, 12),
         n_draws=lambda scope: scope.pick(4, 6),
         sites=lambda _scope: [0, 2],
     ),
 }
 """Every part in the order of the report."""
 
-LONGEST = ("code", "mapper_validation", "layers", "corrupted", "switch", "features")
-"""The parts that take longest, longest first: begun first, none of them is left for the end."""
+LONGEST = (
+    "code",
+    "mapper_validation",
+    "layers",
+    "corrupted",
+    "switch",
+    "features",
+    "refusal_study",
+    "distilled_switch",
+    "style",
+    "backdoor",
+    "switch_gain",
+    "style_multi_layer",
+    "noise",
+    "refusal",
+    "patching",
+    "probes",
+)
+"""All parts, about longest first: what is left for the end is short, and no processor waits."""

@@ -2,17 +2,15 @@
 
 1. A finished part is kept in the cache; a part that is there is not computed again.
 2. A part that cannot run is reported with the reason; the others go on.
-3. Processes share nothing but the cache; each computes one part with one thread.
+3. Processes share nothing but the cache (`part_processes.py`).
 4. A part that has shards of its own hands those to the engine; others are a shard each.
 """
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +26,7 @@ from isthmus.evaluation.reproduction import ReportedPart
 from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.paper_models import Scope, keys_of_models
 from isthmus.studies.paper_parts import LONGEST, PARTS, Part
+from isthmus.studies.part_processes import compute_in_processes
 from isthmus.studies.result import StudyResult
 from isthmus.studies.study_files import find_study, keep_study, study_folder
 from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
@@ -97,39 +96,14 @@ def _in_processes(
     problems: dict[str, str] = {}
     long = [name for name in LONGEST if name in names]
     ordered = [*long, *(name for name in names if name not in long)]
-    with (
-        ThreadPoolExecutor(n_processes) as pool,
-        clock.shown.stage("parts", len(names)) as advance,
-    ):
-        waiting = {pool.submit(_in_process, n, scope, is_cached=is_cached): n for n in ordered}
-        for done in as_completed(waiting):
-            name = waiting[done]
-            took, problem = done.result()
-            clock.stages.append(took)
-            if problem:
-                problems[name] = problem
-            clock.note(f"{name}: {problem or 'done'}")
+    with clock.shown.stage("parts", len(names)) as advance:
+        for done in compute_in_processes(ordered, scope, n_processes, is_cached=is_cached):
+            clock.stages.append(done.took)
+            if done.problem:
+                problems[done.name] = done.problem
+            clock.note(f"{done.name}: {done.problem or 'done'}")
             advance(1)
     return problems
-
-
-def _in_process(name: str, scope: Scope, *, is_cached: bool) -> tuple[StageTime, str]:
-    asked = {"name": name, "scope": scope.to_json(), "is_cached": is_cached}
-    start = time.perf_counter()
-    # A program of its own rather than a fork, which would inherit locks of torch's threads.
-    done = subprocess.run(  # noqa: S603 - this very module
-        [sys.executable, "-m", __name__],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    took = StageTime(f"part: {name}", time.perf_counter() - start, 0.0)
-    if done.returncode == 0:
-        return replace(took, cpu_s=float(done.stdout.strip().rpartition("\n")[2])), ""
-    said = done.stderr.strip().rpartition("\n")[2]
-    return took, said or f"its process ended with {done.returncode}: want of memory, perhaps"
 
 
 @dataclass(frozen=True)
@@ -187,7 +161,7 @@ def _kept(name: str, part: Part, scope: Scope) -> StudyResult | None:
 
 
 def work(asked: Mapping[str, Any]) -> StudyResult:
-    """Computes one part into the cache: what a process does.
+    """Computes one part into the cache.
 
     Args:
         asked: `name`, `scope` and `is_cached` as JSON values.
@@ -249,9 +223,21 @@ def _place(name: str, part: Part, scope: Scope) -> Path | None:
     return None if keys is None else study_folder(name, settings, keys)
 
 
+def serve() -> None:
+    """Computes what lines of standard input ask for, and answers each with a line."""
+    # What libraries print must not be taken for an answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        start, problem = time.process_time(), ""
+        try:
+            work(json.loads(line))
+        except IsthmusError as error:
+            problem = str(error).replace("\n", " ")
+        spent = time.process_time() - start
+        answers.write(json.dumps({"problem": problem, "cpu_s": spent}) + "\n")
+        answers.flush()
+
+
 if __name__ == "__main__":
-    try:
-        work(json.loads(sys.stdin.read()))
-    except IsthmusError as error:
-        sys.exit(str(error).replace("\n", " "))
-    sys.stdout.write(f"{time.process_time()}\n")
+    serve()

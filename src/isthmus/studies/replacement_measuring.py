@@ -29,7 +29,7 @@ from isthmus.models.batching import PlaceEdits, no_edits
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import answer_nll, benign_kl
+from isthmus.models.scoring import answer_nll, benign_change
 from isthmus.models.stepwise import generate_stepwise
 from isthmus.studies.text_sets import OwnCompletions, TextSet
 from isthmus.workflows.arms import Arm
@@ -114,22 +114,17 @@ class Examiner:
         size = self.recorder.config.batch_size
         own_texts = texts.encoded(self.lm, own.target)
         right_texts = texts.encoded(self.lm, texts.answers)
-        kept = answer_nll(self.lm, own_texts, edits=treatment.place, batch_size=size)
+        change = benign_change(self.lm, own_texts, treatment.place, batch_size=size)
         right = answer_nll(self.lm, right_texts, edits=treatment.place, batch_size=size)
         is_untouched = treatment.place is no_edits
-        kl = (
-            np.zeros(len(own_texts))
-            if is_untouched
-            else _numbers(benign_kl(self.lm, own_texts, treatment.place, batch_size=size))
-        )
         written = own.target if is_untouched else self._written(treatment, texts, own_texts)
         return Examined(
-            kl,
-            _numbers(kept.nll),
+            _numbers(change.divergence),
+            _numbers(change.nll),
             _numbers(right.nll),
             written,
             self._judged(written, texts),
-            kept.n_edited,
+            change.n_edited,
         )
 
     def _judged(self, written: Sequence[str], texts: TextSet) -> Losses:

@@ -109,10 +109,7 @@ class CellPasses:
         losses = torch.zeros(len(interventions), len(texts))
         n_edited = [0] * len(interventions)
         for copies in self._passes(texts, interventions):
-            answers = _answers(copies.own, copies.logprobs.device)
-            found = -copies.logprobs.gather(2, answers.expand(len(copies.cells), -1)[..., None])
-            means = _means(copies.own, found[..., 0])
-            for cell, placed, row in zip(copies.cells, copies.placed, means, strict=True):
+            for cell, placed, row in zip(copies.cells, copies.placed, _losses(copies), strict=True):
                 losses[cell, list(copies.own.indices)] = row
                 n_edited[cell] += _n_edited(placed)
         _require_finite(losses, "the answer's likelihood")
@@ -133,13 +130,13 @@ class CellPasses:
                 edited ones when not given.
 
         Returns:
-            Divergence and rightness, one result per intervention.
+            Divergence, rightness and loss, one result per intervention; edits are not counted.
 
         Raises:
             NonFiniteError: If a divergence is NaN or infinite.
         """
         shape = (len(interventions), len(texts))
-        divergence = torch.zeros(shape)
+        divergence, nll = torch.zeros(shape), torch.zeros(shape)
         was_right, is_right = (
             torch.zeros(shape, dtype=torch.bool),
             torch.zeros(shape, dtype=torch.bool),
@@ -157,12 +154,14 @@ class CellPasses:
             found = _means(copies.own, change)
             hits = _means(copies.own, right.float()) == 1
             before = _means(copies.own, (plain.argmax(-1) == answers)[None].float()) == 1
+            losses = _losses(copies)
             for row, cell in enumerate(copies.cells):
                 divergence[cell, indices] = found[row]
+                nll[cell, indices] = losses[row]
                 is_right[cell, indices] = hits[row]
                 was_right[cell, indices] = before[0]
         _require_finite(divergence, "the divergence")
-        rows = zip(divergence, was_right, is_right, strict=True)
+        rows = zip(divergence, was_right, is_right, nll, strict=True)
         return [BenignChange(*row) for row in rows]
 
     def prepare(
@@ -367,6 +366,13 @@ def _n_edited(placed: Sequence[PlacedEdit]) -> int:
 def _answers(own: SharedBatch, device: torch.device) -> Tensor:
     ids = [one for text in own.batch.texts for one in text.token_ids[text.n_prompt :]]
     return torch.tensor(ids, device=device)
+
+
+def _losses(copies: _Copies) -> Float[Tensor, "copy text"]:
+    """Returns the mean loss of every text's answer in every copy."""
+    answers = _answers(copies.own, copies.logprobs.device)
+    found = -copies.logprobs.gather(2, answers.expand(len(copies.cells), -1)[..., None])
+    return _means(copies.own, found[..., 0])
 
 
 def _means(own: SharedBatch, values: Float[Tensor, "copy token"]) -> Float[Tensor, "copy text"]:

@@ -268,7 +268,7 @@ class Crossing:
                 seed=self.config.seed,
             )
 
-        return selector.choose_cell("native", self._cells(), make)
+        return selector.refine(selector.choose_cell("native", self._cells(), make))
 
     def _choose_transferred(
         self, selector: Selector, moments: PairedMoments, sources: dict[str, Direction]
@@ -284,7 +284,7 @@ class Crossing:
         def make(cell: Cell) -> Arm:
             return self._arm(cell, "ridge", fitted[cell.site], sources[cell.positions])
 
-        return selector.choose_cell("transferred", self._cells(), make)
+        return selector.refine(selector.choose_cell("transferred", self._cells(), make))
 
     def _cells(self) -> list[Cell]:
         return [Cell(site, p) for site in self.target_sites for p in self.positions]
@@ -332,7 +332,7 @@ class Crossing:
             except FitError as error:
                 self.notes.append(f"the {method} map carried nothing: {error}")
                 continue
-            scored[method] = selector.choose_strength(arm)
+            scored[method] = selector.refine(selector.choose_strength(arm))
         return scored or {"ridge": ridge}
 
 

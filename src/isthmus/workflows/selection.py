@@ -11,6 +11,8 @@
 4. Where this disappoints (no strength within both budgets, or less effect than half of the
    questions promised), every strength is also scored at the place that, of those that did as well,
    is damaged least by the larger strength, and the better of the two is kept.
+5. `refine` tries strengths between the one that was kept and the next larger, so that arms are
+   compared at the damage that the budgets allow, not at what a grid of strengths leaves of it.
 """
 
 import math
@@ -64,12 +66,14 @@ class Scored:
         effect: Swap, or recovery for edits that only remove; NaN when undefined.
         damage: Mean divergence on benign prompts, in nats per token.
         accuracy_loss: Share of right answers to benign prompts, untouched minus edited.
+        n: How many questions the effect is of; 0 when not known.
     """
 
     arm: Arm
     effect: float
     damage: float
     accuracy_loss: float = 0.0
+    n: int = 0
 
 
 def usable_strengths(edit: EditKind, strengths: Sequence[float]) -> tuple[float, ...]:
@@ -101,6 +105,10 @@ class Selector:
     def _removes_only(self) -> bool:
         return self.config.edit == "ablate"
 
+    @property
+    def _strengths(self) -> tuple[float, ...]:
+        return usable_strengths(self.config.edit, self.config.strengths)
+
     def choose_cell(self, name: str, cells: Sequence[Cell], make: Callable[[Cell], Arm]) -> Scored:
         """Chooses the best site, positions and strength of one condition.
 
@@ -112,7 +120,7 @@ class Selector:
         Returns:
             The chosen arm with its effect and damage.
         """
-        strengths = usable_strengths(self.config.edit, self.config.strengths)
+        strengths = self._strengths
         tried = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
         arms = {(cell, dose): make(cell).at(dose) for cell in cells for dose in tried}
         with self.progress.stage(f"choose a layer: {name}", len(arms)) as advance:
@@ -206,8 +214,7 @@ class Selector:
         The choice is made on half of the questions; that it costs few right answers is confirmed on
         all of them, or the next best is taken.
         """
-        strengths = usable_strengths(self.config.edit, self.config.strengths)
-        left = self._doses(self.coarse, arm, strengths)
+        left = self._doses(self.coarse, arm, self._strengths)
         confirmed: list[Scored] = []
         while left:
             found = self._best(left)
@@ -221,9 +228,35 @@ class Selector:
                 return confirmed[-1]
         return self._best(confirmed)
 
+    def refine(self, found: Scored) -> Scored:
+        """Tries two strengths between a chosen one and the next larger, on all questions.
+
+        Args:
+            found: What was chosen; left unchanged.
+
+        Returns:
+            A larger strength within both budgets if its effect is clearly larger, else `found`:
+            where the chosen one has nearly all of the effect, or is the largest, or keeps no
+            budget, nothing is tried.
+        """
+        strength = found.arm.strength
+        larger = [s for s in self._strengths if strength is not None and s > strength]
+        has_it_all = order_of(found.effect) >= 1 - _DISAPPOINTS
+        if strength is None or not larger or has_it_all or harm_of(found, self.config):
+            return found
+        step = (min(larger) - strength) / 3
+        between = [round(strength + n * step, 4) for n in (1, 2)]
+        is_of_all = found.n == len(self.fine.twins)
+        others = self._doses(self.fine, found.arm, between if is_of_all else [strength, *between])
+        same = found if is_of_all else others.pop(0)
+        best = self._best([same, *others])
+        gained = order_of(best.effect) - order_of(same.effect)
+        is_better = gained > LATER_LAYER_TOLERANCE and not harm_of(best, self.config)
+        return best if is_better else found
+
     def record_doses(self, arm: Arm) -> None:
         """Measures an arm at every strength without choosing, for the dose-response curve."""
-        self._doses(self.coarse, arm, usable_strengths(self.config.edit, self.config.strengths))
+        self._doses(self.coarse, arm, self._strengths)
 
     def _doses(self, bench: Bench, arm: Arm, strengths: Sequence[float]) -> list[Scored]:
         label = f"choose a strength: {arm.condition} {arm.map_method or ''}".rstrip()
@@ -233,7 +266,7 @@ class Selector:
             effects = self._effects(bench, arms)
             advance(len(strengths))
         return [
-            Scored(arm, effect, *damage)
+            Scored(arm, effect, *damage, n=len(bench.twins))
             for arm, effect, damage in zip(arms, effects, damages, strict=True)
         ]
 
