@@ -186,7 +186,7 @@ def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
         for config in scope.crossings("style")
         for target in config.targets
     ]
-    configs = whole if scope.given else whole[: scope.pick(1, len(whole))]
+    configs = whole if scope.given else whole[: scope.pick(1, 2)]
     studies = [study_multi_layer(config, progress=progress) for config in configs]
     return joined("style_multi_layer", studies)
 
@@ -346,24 +346,24 @@ PARTS: dict[str, Part] = {
     "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
-        n_test=lambda scope: scope.pick(24, 48),
-        n_completed=lambda scope: scope.pick(12, 24),
+        n_test=lambda scope: scope.pick(24, 40),
+        n_completed=lambda scope: scope.pick(12, 20),
         n_train=lambda scope: scope.pick(80, 160),
     ),
     "features": _on_pairs(
         "features",
         transfer_feature,
-        n_features=lambda scope: scope.pick(12, 30),
+        n_features=lambda scope: scope.pick(12, 20),
         training=lambda scope: TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
     ),
     "probes": _on_pairs("probes", transfer_probe),
     "patching": _on_models(
-        "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 48)
+        "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 32)
     ),
     "layers": _on_models(
         "layers",
         sweep_layers,
-        settings=lambda scope: {"n_validation": scope.pick(32, 48), "n_test": scope.pick(32, 48)},
+        settings=lambda _scope: {"n_validation": 32, "n_test": 32},
     ),
     "noise": _on_models(
         "noise",
