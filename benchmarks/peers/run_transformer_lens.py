@@ -57,6 +57,8 @@ class TransformerLens:
                 do_sample=False,
                 verbose=False,
                 return_type="tokens",
+                # With its cache (4.3.0) it writes other tokens than without.
+                use_past_kv_cache=False,
             )
         return generated(output, prompts)
 

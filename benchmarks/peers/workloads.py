@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from benchmarks.peers.environments import ISTHMUS, PEERS, Environment
 from benchmarks.peers.material import Material
-from benchmarks.peers.ties import LOGIT_TOLERANCE, largest_gap
 from benchmarks.peers.workers import Worker, WorkerError
 from benchmarks.results import CaseResult, measure_case
 from benchmarks.timing import Case, Check, Pair, compare, processor_seconds
@@ -52,8 +51,7 @@ class Workload:
         name: What is done.
         verb: Of the request.
         arguments: Of the request.
-        tolerance: How far values may be from those of the plain hook; of generated tokens, how much
-            likelier its own may be where the two part.
+        tolerance: How far values may be from those of the plain hook.
         limit: Largest share of the fastest peer's time, if one is promised.
     """
 
@@ -87,7 +85,7 @@ def workloads(material: Material) -> list[Workload]:
         for where, layer in material.layers.items()
     ]
     name = f"{material.n_new} new tokens, batch {material.n_steered}"
-    steered = Workload("Steered generation", name, "steer", {}, LOGIT_TOLERANCE)
+    steered = Workload("Steered generation", name, "steer", {}, 0.0)
     n_layers = len(material.layers)
     return [*captures[:n_layers], steered, *captures[n_layers:]]
 
@@ -115,7 +113,7 @@ def measure_workloads(
         console.print(f"{work.group}: {work.name}", highlight=False)
         values, unable = _values(work, workers, folder)
         able = [worker for worker in workers if worker.name in values]
-        case = _case(work, able, _distances(work, values, folder), timing)
+        case = _case(work, able, values, timing)
         yield _against_fastest(measure_case(case, timing[0]), case, work), unable
 
 
@@ -139,29 +137,18 @@ def _values(
     return values, unable
 
 
-def _distances(work: Workload, values: dict[str, Path | None], folder: Path) -> dict[str, float]:
-    """Compares at once what was kept: the next workload writes to the same files."""
-    expected = _read(values[PLAIN])
-    distances = {}
-    for name, path in values.items():
-        if name not in (PLAIN, BARE):
-            found = _read(path)
-            is_text = work.verb == "steer"
-            distances[name] = (
-                largest_gap(folder, expected, found) if is_text else _distance(found, expected)
-            )
-    return distances
-
-
 def _case(
     work: Workload,
     workers: Sequence[Worker],
-    distances: dict[str, float],
+    values: dict[str, Path | None],
     timing: tuple[int, str],
 ) -> Case:
+    expected = _read(values[PLAIN])
     checks = [
-        Check(f"{name} = {PLAIN}", partial(float, distance), work.tolerance)
-        for name, distance in distances.items()
+        # Compared now: the next workload writes to the same files.
+        Check(f"{name} = {PLAIN}", partial(float, _distance(_read(path), expected)), work.tolerance)
+        for name, path in values.items()
+        if name not in (PLAIN, BARE)
     ]
     return Case(
         work.group,
