@@ -17,8 +17,8 @@ from isthmus.core.errors import ConfigError, DataError
 
 Place = TypeVar("Place")
 
-DEFAULT_RULE = ("attribution",)
-"""Scores whose mean rank chooses where nothing else is asked for; docs/layers.md says how badly."""
+DEFAULT_RULE = ("trial",)
+"""Scores whose mean rank chooses where nothing else is asked for; docs/layers.md says how well."""
 
 
 def rank_correlation(
