@@ -6,23 +6,21 @@
    twice as wide, cosine), the latter for several numbers of steps, each a training of its own, so
    that its schedule ends where it stops. The shortest that is no worse than ridge on held-out pairs
    is what ridge is compared with.
-4. Rounds take turns; seconds are those of the processor, of one thread.
+4. Seconds are those of the processor, of one thread.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 # Python puts only this file's folder there.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from benchmarks.results import conditions
+from benchmarks.results import CaseResult, conditions, measure_case, to_json
+from benchmarks.timing import Case, Pair, processor_seconds
 
 from isthmus.core.artifacts import write_json
 from isthmus.core.progress import SilentProgress
@@ -42,7 +40,8 @@ from isthmus.workflows.twins import map_texts, read_splits
 OUT = Path(__file__).resolve().parent / "results" / "ridge-and-autoencoder.json"
 SOURCE = "organism:llama-backdoor"
 TARGETS = {"qwen2": 1, "gemma2": 2, "llama-large": 3}
-STEPS = (100, 200, 400, 800)
+STEPS = (100, 200, 400)
+RIDGE = "ridge"
 
 
 def read_rows(target: str, layer: int) -> dict[Part, PairedRows]:
@@ -70,44 +69,31 @@ def fits_of(rows: dict[Part, PairedRows]) -> dict[str, Callable[[], ActivationMa
         f"well trained, {n} steps": partial(train, AutoencoderSettings.well_trained(n))
         for n in STEPS
     }
-    return {"ridge": ridge, "the paper's": partial(train, AutoencoderSettings.paper()), **well}
+    return {RIDGE: ridge, "the paper's": partial(train, AutoencoderSettings.paper()), **well}
 
 
-def compared(target: str, layer: int, n_rounds: int) -> dict[str, Any]:
-    """Measures every fit of one target in turns."""
+def compared(target: str, layer: int, n_rounds: int) -> tuple[CaseResult, dict[str, float]]:
+    """Measures every fit of one target in turns; returns held-out R² by name, too."""
     rows = read_rows(f"organism:{target}-backdoor", layer)
+    n_train, held_out = len(rows["train"].source), rows["held_out"]
+    fitted: dict[str, ActivationMap] = {}
+
+    def keep(name: str, fit: Callable[[], ActivationMap]) -> None:
+        fitted[name] = fit()
+
     fits = fits_of(rows)
-    seconds: dict[str, list[float]] = {name: [] for name in fits}
-    scores: dict[str, float] = {}
-    for n in range(n_rounds):
-        for name in fits if n % 2 == 0 else reversed(fits):
-            start = time.process_time()
-            fitted = fits[name]()
-            seconds[name].append(time.process_time() - start)
-            held_out = rows["held_out"]
-            quality = held_out_quality_on_rows(
-                fitted, held_out.source, held_out.target, len(rows["train"].source)
-            )
-            scores[name] = quality.r2_held_out
-    ratios = {
-        name: [took / bare for took, bare in zip(found, seconds["ridge"], strict=True)]
-        for name, found in seconds.items()
+    case = Case(
+        "Ridge and autoencoder",
+        f"{target} {Site(layer)}, {n_train} pairs",
+        {name: partial(keep, name, fit) for name, fit in fits.items()},
+        tuple(Pair(name, RIDGE) for name in fits if name != RIDGE),
+    )
+    found = measure_case(case, n_rounds, processor_seconds)
+    scores = {
+        name: held_out_quality_on_rows(one, held_out.source, held_out.target, n_train).r2_held_out
+        for name, one in fitted.items()
     }
-    as_good = [name for name in fits if name != "ridge" and scores[name] >= scores["ridge"]]
-    return {
-        "target": target,
-        "site": str(Site(layer)),
-        "n_train": len(rows["train"].source),
-        "n_held_out": len(rows["held_out"].source),
-        "widths": [rows["train"].d_source, rows["train"].d_target],
-        "r2_held_out": scores,
-        "seconds": seconds,
-        "times_ridge": {
-            name: {"median": statistics.median(found), "range": [min(found), max(found)]}
-            for name, found in ratios.items()
-        },
-        "shortest_as_good": as_good[0] if as_good else None,
-    }
+    return found, scores
 
 
 def main() -> None:
@@ -118,19 +104,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    found, scores = [], {}
     for target in given.target or TARGETS:
-        found.append(compared(target, TARGETS[target], given.rounds))
-        row = found[-1]
-        for name, ratio in row["times_ridge"].items():
-            low, high = ratio["range"]
+        case, scores[target] = compared(target, TARGETS[target], given.rounds)
+        found.append(case)
+        print(f"{case.case}: ridge: held-out R2 {scores[target][RIDGE]:.3f}", flush=True)
+        for one in case.comparisons:
+            name, (low, high) = one.pair.measured, one.ratio.range
             print(
-                f"{target} {row['site']}: {name}: held-out R2 {row['r2_held_out'][name]:.3f}, "
-                f"{ratio['median']:.1f} [{low:.1f}, {high:.1f}] times ridge",
+                f"{case.case}: {name}: held-out R2 {scores[target][name]:.3f}, "
+                f"{one.ratio.median:.1f} [{low:.1f}, {high:.1f}] times ridge",
                 flush=True,
             )
-        print(f"{target}: no worse than ridge first: {row['shortest_as_good']}", flush=True)
-        write_json(given.out, {"conditions": conditions({"threads": 1}), "targets": found})
+        where = conditions({"threads": 1, "clock": "processor", "r2_held_out": scores})
+        write_json(given.out, to_json(found, where))
 
 
 if __name__ == "__main__":

@@ -76,9 +76,7 @@ def answer_nll(
     n_edited = [0] * len(texts)
     for indices, batch, start in _batches(lm, texts, batch_size, prefix):
         logprobs, n_here = _answer_logprobs(lm, batch, edits, start)
-        wanted = torch.tensor(_answer_ids(batch.texts), device=logprobs.device)
-        losses = -logprobs.gather(1, wanted[:, None])[:, 0]
-        nll[list(indices)] = _mean_per_text(losses, batch.texts)
+        nll[list(indices)] = _losses(logprobs.split(_answer_lengths(batch.texts)), batch.texts)
         for index, n in zip(indices, n_here, strict=True):
             n_edited[index] = n
         on_batch(len(indices))
@@ -217,8 +215,8 @@ def change_of(
         torch.tensor([_is_greedy(rows, text) for rows, text in zip(some, texts, strict=True)])
         for some in (unedited, edited)
     )
-    nll = [_mean_nll(rows, text) for rows, text in zip(edited, texts, strict=True)]
-    return BenignChange(torch.stack(per_text).float().cpu(), was_right, is_right, torch.stack(nll))
+    divergence = torch.stack(per_text).float().cpu()
+    return BenignChange(divergence, was_right, is_right, _losses(edited, texts))
 
 
 def benign_kl(
@@ -246,9 +244,15 @@ def benign_kl(
     return benign_change(lm, texts, edits, batch_size=batch_size, on_batch=on_batch).divergence
 
 
-def _mean_nll(logprobs: Float[Tensor, "token vocab"], text: EncodedText) -> Float[Tensor, ""]:
-    wanted = torch.tensor(text.token_ids[text.n_prompt :], device=logprobs.device)
-    return -logprobs.gather(1, wanted[:, None]).mean().float().cpu()
+def _losses(
+    logprobs: Sequence[Float[Tensor, "_ vocab"]], texts: Sequence[EncodedText]
+) -> Float[Tensor, " text"]:
+    """Returns the mean loss of every text's answer tokens, on the CPU."""
+    found = []
+    for rows, text in zip(logprobs, texts, strict=True):
+        wanted = torch.tensor(text.token_ids[text.n_prompt :], device=rows.device)
+        found.append(-rows.gather(1, wanted[:, None]).mean())
+    return torch.stack(found).float().cpu()
 
 
 def _is_greedy(logprobs: Float[Tensor, "token vocab"], text: EncodedText) -> bool:
@@ -316,16 +320,6 @@ def _check_answers(lm: LanguageModel, texts: Sequence[EncodedText], batch_size: 
 
 def _answer_lengths(texts: Sequence[EncodedText]) -> list[int]:
     return [len(text) - text.n_prompt for text in texts]
-
-
-def _answer_ids(texts: Sequence[EncodedText]) -> list[int]:
-    return [one for text in texts for one in text.token_ids[text.n_prompt :]]
-
-
-def _mean_per_text(
-    values: Float[Tensor, " token"], texts: Sequence[EncodedText]
-) -> Float[Tensor, " text"]:
-    return torch.stack([part.mean() for part in values.split(_answer_lengths(texts))]).cpu()
 
 
 def _check_finite(values: Float[Tensor, " text"], what: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,8 +73,7 @@ def _on_engine(
     engine: Engine, parts: Mapping[str, Part], scope: Scope, clock: StageClock, *, is_cached: bool
 ) -> list[ReportedPart]:
     """Lets an engine compute every part as one shard."""
-    long = [name for name in LONGEST if name in parts]
-    names = [*long, *(name for name in parts if name not in long)]
+    names = _longest_first(parts)
     settings = {"scope": scope.to_json(), "is_cached": is_cached}
     shards = tuple(Shard({"name": name}, name) for name in names)
     job = Job("parts", _WORKER, settings, shards)
@@ -94,8 +93,7 @@ def _in_processes(
 ) -> dict[str, str]:
     """Computes parts into the cache; returns by name why one could not be."""
     problems: dict[str, str] = {}
-    long = [name for name in LONGEST if name in names]
-    ordered = [*long, *(name for name in names if name not in long)]
+    ordered = _longest_first(names)
     with clock.shown.stage("parts", len(names)) as advance:
         for done in compute_in_processes(ordered, scope, n_processes, is_cached=is_cached):
             clock.stages.append(done.took)
@@ -104,6 +102,12 @@ def _in_processes(
             clock.note(f"{done.name}: {done.problem or 'done'}")
             advance(1)
     return problems
+
+
+def _longest_first(names: Iterable[str]) -> list[str]:
+    """Returns parts as they should be begun; those of a matrix keep their order."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 @dataclass(frozen=True)
