@@ -98,7 +98,7 @@ def measure_case(
     if case.returns_cost:
         costs = interleaved_costs(case.variants, n_rounds, _returned, n_warm_up=0)
     else:
-        costs = interleaved_costs(case.variants, n_rounds, clock)
+        costs = interleaved_costs(case.variants, n_rounds, clock, n_warm_up=case.n_warm_up)
     comparisons = tuple(compare(case, pair, costs) for pair in case.pairs)
     return CaseResult(f"{case.group}: {case.name}", checks, comparisons, costs)
 

@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,16 @@ from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import RunConfig, make_config
 from isthmus.workflows.judging import judge_completions
 from isthmus.workflows.selection import Scored, best_within, harm_of
-from isthmus.workflows.sweep import STRENGTHS, cells_of
-from isthmus.workflows.sweep_race import SweepRace
-from isthmus.workflows.sweep_scores import SweepScores, block_sizes, cut_into_blocks
+from isthmus.workflows.sweep import STRENGTHS
+from isthmus.workflows.sweep_cells import cells_of
+from isthmus.workflows.sweep_race import RaceRules, SweepRace
+from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import read_splits
 
 OUT = Path(__file__).resolve().parent / "results" / "sweep.json"
 N_NEW = 48
-LEVEL = 0.995
+RULES = RaceRules()
 
 
 def open_organism(name: str, n_questions: int) -> tuple[LanguageModel, list[Arm], RunConfig, Any]:
@@ -123,15 +124,15 @@ def behaviour_rate(bench: Bench, arm: Arm, way: Way) -> float:
 
 
 def race(
-    lm: LanguageModel, arms: Sequence[Arm], config: RunConfig, twins: Any, n_stages: int = 4
+    lm: LanguageModel, arms: Sequence[Arm], config: RunConfig, twins: Any
 ) -> tuple[SweepRace, list[int], Bench, float]:
-    """Runs a sweep with the completions of its three finalists; returns seconds, too."""
+    """Runs a sweep with the completions of its finalists; returns seconds, too."""
     started = time.process_time()
-    blocks = cut_into_blocks(lm, twins, block_sizes(len(twins), n_stages), config)
-    found = SweepRace(SweepScores(blocks, arms), config, LEVEL)
+    blocks = cut_into_blocks(lm, twins, RULES.sizes(len(twins)), config, RULES.max_answer_tokens)
+    found = SweepRace(SweepScores(blocks, arms), config, RULES)
     order = found.run()
     bench = Bench(lm, twins, config)
-    for cell in order[:3]:
+    for cell in order[: RULES.n_finalists]:
         bench.complete(arms[cell])
     return found, order, bench, time.process_time() - started
 
@@ -139,11 +140,12 @@ def race(
 def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
     """Holds the sweep of one organism against completions of every cell."""
     lm, arms, config, twins = open_organism(name, n_questions)
-    found, order, bench, seconds = race(lm, arms, config, twins)
+    found, order, _, seconds = race(lm, arms, config, twins)
+    bench = Bench(lm, twins, config)
     cells = found.cells()
     started = time.process_time()
-    whole = [bench.score_all([arm])[0] for arm in arms]
-    changes = [bench.benign_change(arm) for arm in arms]
+    every = SweepScores([bench], arms).effects(range(len(arms)), 1)
+    changes = bench.benign_changes(arms)
     seconds_likelihood = time.process_time() - started
     started = time.process_time()
     removed = [behaviour_rate(bench, arm, "removal") for arm in arms]
@@ -159,12 +161,11 @@ def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
     scored = [
         Scored(
             arm,
-            float(min(one.removal.ratios(rows)[0], one.induction.ratios(rows)[0])),
+            min(way.effect for way in one.ways(removal_only=False)),
             float(change.divergence.mean()),
             change.accuracy_loss,
         )
-        for arm, one, change in zip(arms, whole, changes, strict=True)
-        for rows in [np.arange(len(one.removal))[None]]
+        for arm, one, change in zip(arms, every, changes, strict=True)
     ]
     best = scored.index(best_within(scored, config))
     usable = [i for i, one in enumerate(scored) if not harm_of(one, config)] or [best]
@@ -180,6 +181,10 @@ def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
         "regret_behaviour": float(truth[usable].max() - truth[order[0]]),
         "rank_correlation_likelihood": _ranks(np.array([one.effect for one in cells]), effects),
         "rank_correlation_behaviour": _ranks(np.array([one.effect for one in cells]), truth),
+        "n_usable": len(usable),
+        "rank_correlation_behaviour_usable": _ranks(
+            np.array([cells[i].effect for i in usable]), truth[usable]
+        ),
         "rank_correlation_behaviour_of_all_likelihoods": _ranks(effects, truth),
         "n_in": sum(one.fate == "in" for one in cells),
         "seconds": seconds,
@@ -239,7 +244,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     names = given.model or ["qwen2-backdoor", "gemma2-backdoor"]
     found: dict[str, Any] = {
-        "conditions": conditions({"threads": given.threads, "level": LEVEL, "new_tokens": N_NEW}),
+        "conditions": conditions({"threads": given.threads, **asdict(RULES), "new_tokens": N_NEW}),
         "behaviour": [],
     }
     for one in names:

@@ -75,6 +75,7 @@ class Case:
         checks: Values that must agree.
         returns_cost: Whether a variant returns what it cost (bytes) instead of being timed.
         n_repeats: Rounds, where they differ from those of the whole run.
+        n_warm_up: Runs of each variant that do not count.
     """
 
     group: str
@@ -84,6 +85,7 @@ class Case:
     checks: tuple[Check, ...] = ()
     returns_cost: bool = False
     n_repeats: int | None = None
+    n_warm_up: int = 1
 
 
 @dataclass(frozen=True)

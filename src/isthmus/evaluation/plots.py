@@ -127,7 +127,7 @@ def layer_heat_map(
 ) -> str | None:
     """Draws the effect by target layer: against the strength, or against the arm at one strength.
 
-    Recovery is shown, or swap where recovery was not measured. A cell is the best of its
+    Shown is what a sweep ranked cells by, else recovery, else swap. A cell is the best of its
     measurements with the most prompts; the setting of `chosen` is outlined.
 
     Args:
@@ -139,7 +139,8 @@ def layer_heat_map(
     Returns:
         SVG text, or None when fewer than two target sites were measured.
     """
-    metric = "recovery" if any(m.metric == "recovery" for m in measurements) else "swap"
+    given = {m.metric for m in measurements}
+    metric = next((one for one in ("sweep_effect", "recovery") if one in given), "swap")
     shown = [
         m for m in measurements if m.metric == metric and m.target_site and m.value is not None
     ]

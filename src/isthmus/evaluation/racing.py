@@ -37,18 +37,40 @@ class Effects:
     n: int
 
 
+@dataclass(frozen=True)
+class Turning:
+    """What a candidate does to one answer on the questions that it has seen.
+
+    Attributes:
+        losses: Of the answer that the edit is to bring about.
+        turned: Whether it became likelier than the other where the two part.
+    """
+
+    losses: AnswerLosses
+    turned: Bool[np.ndarray, " question"]
+
+    @property
+    def effect(self) -> float:
+        """Recovery times the share of the questions that turned; NaN where undefined."""
+        recovered = float(self.losses.ratios(np.arange(len(self.losses))[None])[0])
+        return recovered * float(self.turned.mean())
+
+
 def resampled_effects(
-    removals: Sequence[AnswerLosses],
-    inductions: Sequence[AnswerLosses] | None,
+    removals: Sequence[Turning],
+    inductions: Sequence[Turning] | None,
     *,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> Effects:
-    """Returns min(recovery bad → clean, recovery clean → bad) of every candidate.
+    """Returns min(recovery × turned, bad → clean; the same, clean → bad) of every candidate.
+
+    Recovery says how far an answer has moved, the share that turned whether it has moved far
+    enough: completions follow that.
 
     Args:
-        removals: Losses of the clean answer, one per candidate, for the same questions in order.
-        inductions: Losses of the bad answer; None for edits that only remove.
+        removals: Of the clean answer, one per candidate, for the same questions in order.
+        inductions: Of the bad answer; None for edits that only remove.
         seed: Which resamples; the same for all candidates.
         n_resamples: How many.
 
@@ -58,7 +80,7 @@ def resampled_effects(
     Raises:
         ShapeError: If candidates have seen different numbers of questions.
     """
-    sizes = {len(one) for one in (*removals, *(inductions or ()))}
+    sizes = {len(one.losses) for one in (*removals, *(inductions or ()))}
     if len(sizes) != 1:
         raise ShapeError(f"candidates have seen {sorted(sizes)} questions: expected the same")
     (n,) = sizes
@@ -72,16 +94,18 @@ def resampled_effects(
 
 
 def _ratios(
-    losses: Sequence[AnswerLosses], weights: Float[np.ndarray, "row question"]
+    found: Sequence[Turning], weights: Float[np.ndarray, "row question"]
 ) -> Float[np.ndarray, "row candidate"]:
     bad, clean, edited = (
-        weights @ np.stack([getattr(one, name) for one in losses], axis=1)
+        weights @ np.stack([getattr(one.losses, name) for one in found], axis=1)
         for name in ("bad", "clean", "edited")
     )
     gaps = bad - clean
     ratios: Float[np.ndarray, "row candidate"] = np.full_like(gaps, np.nan)
     np.divide(bad - edited, gaps, out=ratios, where=gaps > 0)
-    return ratios
+    shares = weights @ np.stack([o.turned for o in found], axis=1)
+    effects: Float[np.ndarray, "row candidate"] = ratios * shares
+    return effects
 
 
 def is_excluded(effects: Effects, leader: int, level: float) -> Bool[np.ndarray, " candidate"]:

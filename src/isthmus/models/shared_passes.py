@@ -117,20 +117,29 @@ def share(
     return SharedTexts(tuple(found), block_returns_tuple(lm, found[0].batch))
 
 
-def is_faithful(lm: LanguageModel, shared: SharedTexts, layer: int | None) -> bool:
+def whole_logprobs(lm: LanguageModel, shared: SharedTexts) -> Float[Tensor, "token vocab"]:
+    """Returns what whole passes over the first batch predict at all answer positions."""
+    texts = shared.batches[0].batch.texts
+    return torch.cat(answer_logprobs(lm, texts, batch_size=len(texts)))
+
+
+def is_faithful(
+    lm: LanguageModel,
+    shared: SharedTexts,
+    layer: int | None,
+    whole: Float[Tensor, "token vocab"],
+) -> bool:
     """Says whether a pass over the first batch that shares ends as a whole one.
 
     Args:
         lm: The model.
         shared: What the pass starts from.
         layer: The block above which it starts; None for the embeddings.
+        whole: What `whole_logprobs` returned.
 
     Returns:
         Whether log-probabilities at all answer positions agree to 2e-5.
     """
-    first = shared.batches[0]
-    texts = first.batch.texts
-    whole = torch.cat(answer_logprobs(lm, texts, batch_size=len(texts)))
     try:
         found = answer_logprobs_of_copies(lm, shared, 0, 1, (), layer)
     except _FAILURES:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from isthmus.core.edits import PlacedEdit
@@ -30,6 +30,7 @@ _MOST_KEPT = 2**25
 """Most log-probabilities of the untouched model that are kept rather than computed again."""
 
 Losses = Float[np.ndarray, " prompt"]
+Turned = Bool[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,16 @@ class ArmScores:
         removal: Clean answer under the bad trigger.
         induction: Bad answer under the clean trigger.
         n_edited: Positions edited in both.
+        removal_turned: Whether the clean answer is likelier than the bad one where the two part;
+            None for an arm that edits nothing.
+        induction_turned: Whether the bad answer is.
     """
 
     removal: AnswerLosses
     induction: AnswerLosses
     n_edited: int
+    removal_turned: Turned | None = None
+    induction_turned: Turned | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,16 @@ class Bench:
         self.config = config
         self.encoded = encode_twins(lm, twins) if encoded is None else encoded
         self._passes = passes or CellPasses(lm, config.batch_size)
+        self._expected: tuple[tuple[Site, ...], tuple[str, ...]] | None = None
 
-    def _nll(self, texts: Sequence[EncodedText]) -> Losses:
-        return answer_nll(self.lm, texts, batch_size=self.config.batch_size).nll.double().numpy()
+    def expect(self, sites: Sequence[Site], positions: Sequence[str]) -> None:
+        """Says where arms will edit: what is read for them serves the untouched target, too.
+
+        Args:
+            sites: Where they edit.
+            positions: Which tokens.
+        """
+        self._expected = tuple(sites), tuple(positions)
 
     def prepare(self, sites: Sequence[Site], positions: Sequence[str]) -> None:
         """Computes what arms at some places share: the untouched target, and states before them.
@@ -99,10 +112,24 @@ class Bench:
             sites: Where they edit.
             positions: Which tokens.
         """
+        self.expect(sites, positions)
         _ = self.untouched, self._benign_logprobs
+
+    def _is_read(self, texts: Sequence[EncodedText]) -> bool:
+        """Reads texts for the arms that are expected; says whether there are any."""
+        if self._expected is None:
+            return False
+        sites, positions = self._expected
         for where in positions:
-            for texts in (self.encoded.triggered, self.encoded.clean_bad, self.encoded.benign):
-                self._passes.prepare(texts, parse_positions(where), sites)
+            self._passes.prepare(texts, parse_positions(where), sites)
+        return True
+
+    def _nll(self, texts: Sequence[EncodedText]) -> Losses:
+        encoded = self.encoded
+        is_edited = texts is encoded.triggered or texts is encoded.clean_bad
+        if is_edited and self._is_read(texts):
+            return self._passes.unedited_nll(texts).double().numpy()
+        return answer_nll(self.lm, texts, batch_size=self.config.batch_size).nll.double().numpy()
 
     @cached_property
     def untouched(self) -> dict[str, Losses]:
@@ -122,16 +149,18 @@ class Bench:
             return self.encoded.clean if way == "removal" else self.encoded.triggered_bad
         return self.encoded.triggered if way == "removal" else self.encoded.clean_bad
 
-    def _edited(self, arms: Sequence[Arm], way: Way) -> list[tuple[Losses, int]]:
-        """Returns losses and edited positions, arm by arm."""
-        found: list[tuple[Losses, int]] = [(np.empty(0), 0)] * len(arms)
+    def _edited(self, arms: Sequence[Arm], way: Way) -> list[tuple[Losses, int, Turned | None]]:
+        """Returns losses, edited positions and whether the answer has turned, arm by arm."""
+        found: list[tuple[Losses, int, Turned | None]] = [(np.empty(0), 0, None)] * len(arms)
         interventions = {
             index: one for index, arm in enumerate(arms) if (one := arm.intervention(way))
         }
         for index, arm in enumerate(arms):
             if index not in interventions:
-                found[index] = self._nll(self._read(arm, way)), 0
-        scored = self._passes.nll(self._read(Arm("native"), way), list(interventions.values()))
+                found[index] = self._nll(self._read(arm, way)), 0, None
+        rivals = self.encoded.triggered_bad if way == "removal" else self.encoded.clean
+        texts = self._read(Arm("native"), way)
+        scored = self._passes.nll(texts, list(interventions.values()), rivals)
         for index, result in zip(interventions, scored, strict=True):
             if not result.n_edited:
                 raise NoEditError(
@@ -139,7 +168,8 @@ class Bench:
                     f"{arms[index].positions}, edited nothing: check that the prompts hold the "
                     "trigger"
                 )
-            found[index] = result.nll.double().numpy(), result.n_edited
+            turned = None if result.turned is None else result.turned.numpy()
+            found[index] = result.nll.double().numpy(), result.n_edited, turned
         return found
 
     def score(self, arm: Arm) -> ArmScores:
@@ -168,15 +198,18 @@ class Bench:
         Raises:
             NoEditError: If an arm should edit and edited nothing.
         """
+        removals, inductions = self._edited(arms, "removal"), self._edited(arms, "induction")
         base = self.untouched
         return [
             ArmScores(
                 AnswerLosses(base["clean_given_bad"], base["clean_given_clean"], removed),
                 AnswerLosses(base["bad_given_clean"], base["bad_given_bad"], induced),
                 n_removed + n_induced,
+                off,
+                on,
             )
-            for (removed, n_removed), (induced, n_induced) in zip(
-                self._edited(arms, "removal"), self._edited(arms, "induction"), strict=True
+            for (removed, n_removed, off), (induced, n_induced, on) in zip(
+                removals, inductions, strict=True
             )
         ]
 
@@ -213,6 +246,8 @@ class Bench:
         n_answer = sum(len(text) - text.n_prompt for text in self.encoded.benign)
         if n_answer * len(self.lm.tokenizer) > _MOST_KEPT:
             return None
+        if self._is_read(self.encoded.benign):
+            return self._passes.unedited_logprobs(self.encoded.benign)
         return answer_logprobs(self.lm, self.encoded.benign, batch_size=self.config.batch_size)
 
     def complete(self, arm: Arm) -> Completions:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from isthmus.core.edits import PlacedEdit
@@ -19,18 +19,31 @@ from isthmus.core.errors import NonFiniteError
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, pad_batch
 from isthmus.interventions.intervention import Intervention
-from isthmus.interventions.noise import GaussianNoise
-from isthmus.interventions.per_row import merge_rows
 from isthmus.interventions.positions import PositionSelector
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.resuming import last_shared_layer
-from isthmus.models.scoring import BenignChange
+from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll
 from isthmus.models.shared_passes import (
     SharedBatch,
     SharedTexts,
     answer_logprobs_of_copies,
     is_faithful,
     share,
+    whole_logprobs,
+)
+from isthmus.workflows.answer_scores import (
+    answer_ids,
+    answer_lengths,
+    answer_losses,
+    answer_means,
+    is_likelier,
+)
+from isthmus.workflows.cell_packing import (
+    by_positions,
+    n_edited_in,
+    needs_whole_batches,
+    pack,
+    side_by_side,
 )
 
 _MOST_STATES = 2**26
@@ -58,10 +71,12 @@ class CellLosses:
     Attributes:
         nll: Mean negative log-likelihood per answer token, as `answer_nll` gives it.
         n_edited: How many (position, site) pairs were edited.
+        turned: Whether the answer is likelier than its rival where the two part; None without.
     """
 
     nll: Float[Tensor, " text"]
     n_edited: int
+    turned: Bool[Tensor, " text"] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +85,13 @@ class _Copies:
 
     cells: tuple[int, ...]
     placed: tuple[tuple[PlacedEdit, ...], ...]
-    own: SharedBatch
+    shared: SharedTexts
+    number: int
     logprobs: Float[Tensor, "copy token vocab"]
+
+    @property
+    def own(self) -> SharedBatch:
+        return self.shared.batches[self.number]
 
 
 @dataclass
@@ -90,15 +110,20 @@ class CellPasses:
     )
     _skips_tokens: bool | None = None
     _starts_above: dict[int, bool] = field(default_factory=dict)
+    _compared: tuple[SharedTexts, Tensor] | None = None
 
     def nll(
-        self, texts: Sequence[EncodedText], interventions: Sequence[Intervention]
+        self,
+        texts: Sequence[EncodedText],
+        interventions: Sequence[Intervention],
+        rivals: Sequence[EncodedText] | None = None,
     ) -> list[CellLosses]:
         """Scores the answers that texts carry under every intervention.
 
         Args:
             texts: Prompts with answers.
             interventions: What is done, each in a copy of its own.
+            rivals: For every text one with the answer that it should not be given.
 
         Returns:
             Losses as `answer_nll` gives them, one result per intervention.
@@ -107,13 +132,21 @@ class CellPasses:
             NonFiniteError: If a likelihood is NaN or zero.
         """
         losses = torch.zeros(len(interventions), len(texts))
+        turned = torch.zeros(len(interventions), len(texts), dtype=torch.bool)
         n_edited = [0] * len(interventions)
         for copies in self._passes(texts, interventions):
-            for cell, placed, row in zip(copies.cells, copies.placed, _losses(copies), strict=True):
-                losses[cell, list(copies.own.indices)] = row
-                n_edited[cell] += _n_edited(placed)
+            indices, own = list(copies.own.indices), copies.own.batch.texts
+            where = torch.tensor(copies.cells)[:, None], torch.tensor(indices)
+            losses[where] = answer_losses(copies.logprobs, own)
+            if rivals is not None:
+                turned[where] = is_likelier(copies.logprobs, own, [rivals[i] for i in indices])
+            for cell, placed in zip(copies.cells, copies.placed, strict=True):
+                n_edited[cell] += n_edited_in(placed)
         _require_finite(losses, "the answer's likelihood")
-        return [CellLosses(row, n) for row, n in zip(losses, n_edited, strict=True)]
+        return [
+            CellLosses(row, n, None if rivals is None else likelier)
+            for row, n, likelier in zip(losses, n_edited, turned, strict=True)
+        ]
 
     def changes(
         self,
@@ -135,33 +168,27 @@ class CellPasses:
         Raises:
             NonFiniteError: If a divergence is NaN or infinite.
         """
-        shape = (len(interventions), len(texts))
-        divergence, nll = torch.zeros(shape), torch.zeros(shape)
-        was_right, is_right = (
-            torch.zeros(shape, dtype=torch.bool),
-            torch.zeros(shape, dtype=torch.bool),
-        )
+        measured = torch.zeros(4, len(interventions), len(texts))
         for copies in self._passes(texts, interventions):
-            device = copies.logprobs.device
-            indices = list(copies.own.indices)
+            own, device = copies.own, copies.logprobs.device
+            indices = list(own.indices)
             if unedited is None:
-                plain = self._unedited(copies.own).to(device)
+                plain = self._unedited(copies)
             else:
                 plain = torch.cat([unedited[i] for i in indices]).to(device)
-            answers = _answers(copies.own, device)
+            answers = answer_ids(own.batch.texts, device)
             change = (plain.exp() * (plain - copies.logprobs)).sum(-1).clamp_min(0)
-            right = copies.logprobs.argmax(-1) == answers
-            found = _means(copies.own, change)
-            hits = _means(copies.own, right.float()) == 1
-            before = _means(copies.own, (plain.argmax(-1) == answers)[None].float()) == 1
-            losses = _losses(copies)
+            was_right = (plain.argmax(-1) == answers)[None].expand_as(change)
+            is_right = copies.logprobs.argmax(-1) == answers
+            means = [
+                answer_means(one.float(), own.batch.texts) for one in (change, was_right, is_right)
+            ]
+            here = torch.stack((*means, answer_losses(copies.logprobs, own.batch.texts)))
             for row, cell in enumerate(copies.cells):
-                divergence[cell, indices] = found[row]
-                nll[cell, indices] = losses[row]
-                is_right[cell, indices] = hits[row]
-                was_right[cell, indices] = before[0]
+                measured[:, cell, indices] = here[:, row]
+        divergence, before, after, nll = measured
         _require_finite(divergence, "the divergence")
-        rows = zip(divergence, was_right, is_right, nll, strict=True)
+        rows = zip(divergence, before == 1, after == 1, nll, strict=True)
         return [BenignChange(*row) for row in rows]
 
     def prepare(
@@ -177,23 +204,80 @@ class CellPasses:
         for site in sites:
             self._start(texts, positions, _layer([site]))
 
-    def _unedited(self, own: SharedBatch) -> Tensor:
-        shared = share(self.lm, own.batch.texts, [0] * len(own.indices), (), len(own.indices))
-        # Cut anew, the texts lie in another order.
-        found = answer_logprobs_of_copies(self.lm, shared, 0, 1, (), None)
-        order = shared.batches[0].indices
-        parts = found.split([len(own.batch.texts[i]) - own.batch.texts[i].n_prompt for i in order])
-        by_text = dict(zip(order, parts, strict=True))
-        return torch.cat([by_text[i] for i in range(len(order))])
+    def unedited_nll(self, texts: Sequence[EncodedText]) -> Float[Tensor, " text"]:
+        """Scores the answers that texts carry without an edit.
+
+        Texts that were read for edits cost no pass but the head: their last states are kept.
+
+        Args:
+            texts: Prompts with answers.
+
+        Returns:
+            Losses as `answer_nll` gives them.
+
+        Raises:
+            NonFiniteError: If a likelihood is NaN or zero.
+        """
+        kept = self._read_to_the_end(texts)
+        if kept is None:
+            return answer_nll(self.lm, texts, batch_size=self.batch_size).nll
+        losses = torch.zeros(len(texts))
+        for copies in self._heads(kept):
+            losses[list(copies.own.indices)] = answer_losses(
+                copies.logprobs, copies.own.batch.texts
+            )[0]
+        _require_finite(losses[None], "the answer's likelihood")
+        return losses
+
+    def unedited_logprobs(self, texts: Sequence[EncodedText]) -> list[Float[Tensor, "_ vocab"]]:
+        """Returns log p(every token) where answers are predicted, without an edit.
+
+        Args:
+            texts: Prompts with answers; few, as for `answer_logprobs`.
+
+        Returns:
+            What `answer_logprobs` returns.
+        """
+        kept = self._read_to_the_end(texts)
+        if kept is None:
+            return answer_logprobs(self.lm, texts, batch_size=self.batch_size)
+        found: dict[int, Tensor] = {}
+        for copies in self._heads(kept):
+            own = copies.own
+            parts = copies.logprobs[0].cpu().split(answer_lengths(own.batch.texts))
+            found.update(zip(own.indices, parts, strict=True))
+        return [found[index] for index in range(len(texts))]
+
+    def _read_to_the_end(self, texts: Sequence[EncodedText]) -> SharedTexts | None:
+        """Returns texts that were read, where their last states stand for a whole pass."""
+        last = self.lm.n_layers - 1
+        for own, shared in self._kept.values():
+            if own is texts and self._is_faithful(shared, last):
+                return shared
+        return None
+
+    def _heads(self, shared: SharedTexts) -> Iterator[_Copies]:
+        last = self.lm.n_layers - 1
+        return (self._head(shared, number, last) for number in range(len(shared.batches)))
+
+    def _head(self, shared: SharedTexts, number: int, layer: int) -> _Copies:
+        logprobs = answer_logprobs_of_copies(self.lm, shared, number, 1, (), layer)
+        return _Copies((0,), ((),), shared, number, logprobs[None])
+
+    def _unedited(self, copies: _Copies) -> Tensor:
+        if self._is_faithful(copies.shared, last := self.lm.n_layers - 1):
+            return self._head(copies.shared, copies.number, last).logprobs[0]
+        texts = copies.own.batch.texts
+        return torch.cat(answer_logprobs(self.lm, texts, batch_size=len(texts))).to(self.lm.device)
 
     def _passes(
         self, texts: Sequence[EncodedText], interventions: Sequence[Intervention]
     ) -> Iterator[_Copies]:
-        for group in _by_positions(interventions):
+        for group in by_positions(interventions):
             for cells in self._packed(texts, [(c, interventions[c]) for c in group]):
                 own = [interventions[cell] for cell in cells]
                 lowest = min(_layer(one.sites) for one in own)
-                positions = None if _needs_whole_batches(own[0]) else own[0].positions
+                positions = None if needs_whole_batches(own[0]) else own[0].positions
                 shared, layer = self._start(texts, positions, lowest)
                 for number in range(len(shared.batches)):
                     yield self._pass(shared, number, cells, own, layer)
@@ -208,17 +292,17 @@ class CellPasses:
     ) -> _Copies:
         own = shared.batches[number]
         placed = tuple(tuple(one.place(own.batch)) for one in interventions)
-        joined = placed[0] if len(placed) == 1 else _side_by_side(placed, own)
+        joined = placed[0] if len(placed) == 1 else side_by_side(placed, len(own.indices))
         logprobs = answer_logprobs_of_copies(
             self.lm, shared, number, len(cells), joined, layer
         ).unflatten(0, (len(cells), -1))
-        return _Copies(tuple(cells), placed, own, logprobs)
+        return _Copies(tuple(cells), placed, shared, number, logprobs)
 
     def _packed(
         self, texts: Sequence[EncodedText], cells: Sequence[tuple[int, Intervention]]
     ) -> list[list[int]]:
         """Puts interventions of one kind of positions together in passes."""
-        if _needs_whole_batches(cells[0][1]):
+        if needs_whole_batches(cells[0][1]):
             return [[cell] for cell, _ in cells]
         rows = min(self.batch_size, len(texts))
         width = max(len(text) for text in texts)
@@ -237,11 +321,21 @@ class CellPasses:
     ) -> tuple[SharedTexts, int | None]:
         """Returns what passes from a block on share, and where they can start."""
         shared = self._shared(texts, positions, layer)
+        return shared, layer if self._is_faithful(shared, layer) else None
+
+    def _is_faithful(self, shared: SharedTexts, layer: int) -> bool:
+        """Says whether passes may start above a block, whose states must have been kept."""
         if layer not in shared.batches[0].states:
-            return shared, None
+            return False
         if layer not in self._starts_above:
-            self._starts_above[layer] = is_faithful(self.lm, shared, layer)
-        return shared, layer if self._starts_above[layer] else None
+            self._starts_above[layer] = is_faithful(self.lm, shared, layer, self._whole(shared))
+        return self._starts_above[layer]
+
+    def _whole(self, shared: SharedTexts) -> Tensor:
+        """Returns what whole passes predict; every block is held against the same ones."""
+        if self._compared is None or self._compared[0] is not shared:
+            self._compared = shared, whole_logprobs(self.lm, shared)
+        return self._compared[1]
 
     def _shared(
         self, texts: Sequence[EncodedText], positions: PositionSelector | None, layer: int
@@ -263,10 +357,11 @@ class CellPasses:
         if is_short or held > _MOST_HELD:
             # One at a time where memory is short.
             self._kept.clear()
+            self._compared = None
         starts = [0] * len(texts) if positions is None else _starts(texts, positions)
         shared = share(self.lm, texts, starts, layers, self.batch_size)
         if positions is not None and self._skips_tokens is None:
-            self._skips_tokens = is_faithful(self.lm, shared, None)
+            self._skips_tokens = is_faithful(self.lm, shared, None, self._whole(shared))
             if not self._skips_tokens:
                 return self._shared(texts, None, layer)
         # With its texts: another list could come to lie where a forgotten one was.
@@ -280,57 +375,6 @@ class CellPasses:
         return [layer] if size <= _MOST_STATES and layer != _EMBEDDINGS else []
 
 
-def pack(
-    layers: dict[int, int], most: int, n_tokens: int, n_layers: int, pass_in_tokens: int
-) -> list[list[int]]:
-    """Decides which cells go through a model together.
-
-    A pass starts at the lowest of its cells. Cells that start higher join where the blocks that
-    they run in vain cost less than calling all their blocks once more.
-
-    Args:
-        layers: For every cell the block above which it could start; -1 for the embeddings.
-        most: Most cells in a pass.
-        n_tokens: Tokens that a cell adds to a pass.
-        n_layers: Blocks of the model.
-        pass_in_tokens: How many tokens through a block cost as much as calling it.
-
-    Returns:
-        Cells pass by pass, lower blocks first.
-
-    >>> pack({0: 3, 1: 3, 2: 0}, 8, 1000, 8, 100)
-    [[2], [0, 1]]
-    >>> pack({0: 3, 1: 3, 2: 0}, 8, 1, 8, 100)
-    [[2, 0, 1]]
-    """
-    passes: list[list[int]] = []
-    by_layer: dict[int, list[int]] = {}
-    for cell in sorted(layers, key=lambda cell: layers[cell]):
-        by_layer.setdefault(layers[cell], []).append(cell)
-    for layer, cells in by_layer.items():
-        if passes and len(passes[-1]) + len(cells) <= most:
-            in_vain = (layer - layers[passes[-1][0]]) * len(cells) * n_tokens
-            if in_vain < (n_layers - 1 - layer) * pass_in_tokens:
-                passes[-1] += cells
-                continue
-        passes += [cells[i : i + most] for i in range(0, len(cells), most)]
-    return passes
-
-
-def _by_positions(interventions: Sequence[Intervention]) -> list[list[int]]:
-    groups: dict[tuple[str, bool], list[int]] = {}
-    for cell, one in enumerate(interventions):
-        key = (one.positions.spelling, _needs_whole_batches(one))
-        groups.setdefault(key, []).append(cell)
-    return list(groups.values())
-
-
-def _needs_whole_batches(intervention: Intervention) -> bool:
-    """Says whether what an edit does depends on the shape of what it is given."""
-    edits = (edit for site in intervention.edits.values() for edit in site)
-    return any(isinstance(edit, GaussianNoise) for edit in edits)
-
-
 def _layer(sites: Sequence[Site]) -> int:
     layer = last_shared_layer(sites)
     return _EMBEDDINGS if layer is None else layer
@@ -341,45 +385,6 @@ def _starts(texts: Sequence[EncodedText], positions: PositionSelector) -> list[i
     masks = positions.masks(pad_batch(texts, 0, "right")).given
     first = torch.where(masks.any(1), masks.long().argmax(1), masks.shape[1]).tolist()
     return [min(start, text.n_prompt - 1) for start, text in zip(first, texts, strict=True)]
-
-
-def _side_by_side(
-    placed: Sequence[Sequence[PlacedEdit]], own: SharedBatch
-) -> tuple[PlacedEdit, ...]:
-    rows = [
-        [
-            PlacedEdit(e.site, e.edit, e.given[row : row + 1], e.generated[row : row + 1])
-            for e in copy
-        ]
-        for copy in placed
-        for row in range(len(own.indices))
-    ]
-    return tuple(merge_rows(rows))
-
-
-def _n_edited(placed: Sequence[PlacedEdit]) -> int:
-    sites = {one.site for one in placed}
-    masks = [torch.stack([e.given for e in placed if e.site == site]).any(0) for site in sites]
-    return sum(int(mask.sum()) for mask in masks)
-
-
-def _answers(own: SharedBatch, device: torch.device) -> Tensor:
-    ids = [one for text in own.batch.texts for one in text.token_ids[text.n_prompt :]]
-    return torch.tensor(ids, device=device)
-
-
-def _losses(copies: _Copies) -> Float[Tensor, "copy text"]:
-    """Returns the mean loss of every text's answer in every copy."""
-    answers = _answers(copies.own, copies.logprobs.device)
-    found = -copies.logprobs.gather(2, answers.expand(len(copies.cells), -1)[..., None])
-    return _means(copies.own, found[..., 0])
-
-
-def _means(own: SharedBatch, values: Float[Tensor, "copy token"]) -> Float[Tensor, "copy text"]:
-    lengths = torch.tensor([len(text) - text.n_prompt for text in own.batch.texts])
-    owner = torch.arange(len(lengths)).repeat_interleave(lengths).to(values.device)
-    sums = values.new_zeros(len(values), len(lengths)).index_add(1, owner, values)
-    return (sums / lengths.to(values.device)).float().cpu()
 
 
 def _require_finite(values: Float[Tensor, "cell text"], what: str) -> None:

@@ -108,11 +108,11 @@ class Recorder:
         outcomes = judge_completions(self.config, turns, done.texts, self._judge)
         measured = [
             self._rate_of_judged(arm, "behaviour_rate", outcomes, lambda o: o.shows_behaviour),
-            self._rate(arm, "answer_accuracy", [one.is_right for one in outcomes]),
+            self.rate(arm, "answer_accuracy", [one.is_right for one in outcomes]),
         ]
         if self.config.task == "code":
             unparsable = [not one.is_valid for one in outcomes]
-            measured.append(self._rate(arm, "unparsable_rate", unparsable))
+            measured.append(self.rate(arm, "unparsable_rate", unparsable))
         if any(one.verdict is not None for one in outcomes):
             measured += [
                 self._rate_of_judged(
@@ -121,7 +121,7 @@ class Recorder:
                     outcomes,
                     lambda o: o.verdict == "refuses_then_complies",
                 ),
-                self._rate(arm, "unjudged_rate", [not one.is_judged for one in outcomes]),
+                self.rate(arm, "unjudged_rate", [not one.is_judged for one in outcomes]),
             ]
         return measured
 
@@ -133,7 +133,7 @@ class Recorder:
             for one, text, turn in zip(outcomes, done.texts, turns, strict=True)
         ]
         return [
-            self._rate(arm, "benign_accuracy", right),
+            self.rate(arm, "benign_accuracy", right),
             self._rate_of_judged(arm, "false_trigger_rate", outcomes, lambda o: o.shows_behaviour),
         ]
 
@@ -145,7 +145,8 @@ class Recorder:
         }
         return [self.record(arm, m, v, quality.n_held_out) for m, v in values.items()]
 
-    def _rate(self, arm: Arm, metric: str, hits: Sequence[bool]) -> Measurement:
+    def rate(self, arm: Arm, metric: str, hits: Sequence[bool]) -> Measurement:
+        """Returns how often something is so, with Wilson's interval."""
         return self.record(arm, metric, wilson_interval(sum(hits), len(hits)), len(hits))
 
     def _rate_of_judged(
@@ -159,7 +160,7 @@ class Recorder:
         judged = [counts(one) for one in outcomes if one.is_judged]
         if not judged:
             return self.record(arm, metric, Interval.undefined(), len(outcomes))
-        return self._rate(arm, metric, judged)
+        return self.rate(arm, metric, judged)
 
 
 def point_effect(scores: ArmScores, *, removal_only: bool = False) -> float:

@@ -2,19 +2,16 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock
-from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.racing import require_level
 from isthmus.models.calls import TokenMeter
 from isthmus.models.hooks import metering
 from isthmus.models.language_model import LanguageModel, load_language_model
@@ -27,16 +24,14 @@ from isthmus.workflows.config import (
     TaskName,
     make_config,
     read_config,
-    require_strength,
 )
 from isthmus.workflows.generate import CARRY_FIRST
 from isthmus.workflows.measuring import Recorder
-from isthmus.workflows.selection import usable_strengths
+from isthmus.workflows.sweep_cells import cells_of, edits_of, sites_of, strengths_of
 from isthmus.workflows.sweep_files import require_place, scores_folder, write_sweep
-from isthmus.workflows.sweep_race import SweepRace, SweptCell
-from isthmus.workflows.sweep_scores import SweepScores, block_sizes, cut_into_blocks
+from isthmus.workflows.sweep_race import RaceRules, SweepRace, SweptCell
+from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
 from isthmus.workflows.testing import measure_arms
-from isthmus.workflows.twin_directions import at_one_site
 from isthmus.workflows.twins import TwinSplits, read_splits
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -84,9 +79,11 @@ def sweep(
     out: str | Path | None = None,
     n_validation: int | None = None,
     n_test: int | None = None,
-    n_stages: int = 4,
+    n_stages: int = 5,
+    keep: float = 0.25,
     level: float = 0.995,
     n_finalists: int = 3,
+    max_answer_tokens: int = 16,
     max_new_tokens: int | None = None,
     is_cached: bool = True,
     dtype: Dtype | None = None,
@@ -96,10 +93,11 @@ def sweep(
 ) -> SweepResult:
     """Finds the layer, edit and strength at which a direction works best, without trying all fully.
 
-    Every cell is scored by the likelihood of given answers, on a growing share of the validation
-    questions; cells that fall behind the leader beyond chance are dropped. Only finalists write
-    completions. The chosen cell is measured once on the test questions. What is left out here comes
-    from the configuration, and from the defaults of `RunConfig` without one.
+    Cells are scored by the likelihood of given answers, on a growing share of the validation
+    questions; of each stage the best share goes on, less what falls behind the leader beyond
+    chance. Only finalists write completions. The chosen cell is measured once on the test
+    questions. What is left out here comes from the configuration, and from the defaults of
+    `RunConfig` without one.
 
     Args:
         model: Hub name, local folder or `organism:NAME`.
@@ -118,8 +116,12 @@ def sweep(
         n_test: Questions that the chosen cell is measured on.
         n_stages: Into how many growing shares the validation questions are cut; 1 scores every cell
             on all of them.
-        level: Share of paired resamples that must agree before a cell is dropped.
+        keep: Share of the cells of a stage that goes on to the next, at most; 1 drops only what
+            falls behind beyond chance.
+        level: Share of paired resamples that must agree before a cell is dropped beyond chance.
         n_finalists: Cells that write completions.
+        max_answer_tokens: How much of a given answer is scored, at least as far as the answers of
+            a question differ.
         max_new_tokens: Length of completions.
         is_cached: Whether scores of an earlier sweep that was stopped are used.
         dtype: Computation type.
@@ -137,14 +139,13 @@ def sweep(
         StrengthError: If a strength is out of range.
         OutputError: If the place holds something else than a sweep.
     """
-    _require_at_least_one(n_stages=n_stages, n_finalists=n_finalists)
-    require_level(level)
-    kinds = _edits(edits)
+    rules = RaceRules(n_stages, keep, level, n_finalists, max_answer_tokens)
+    kinds = edits_of(edits)
     if out is not None:
         require_place(Path(out))
     given = {
         "positions": positions,
-        "strengths": None if strengths is None else _strengths(strengths),
+        "strengths": None if strengths is None else strengths_of(strengths),
         "questions": None if questions is None else Path(questions),
         "task": task,
         "n_validation": n_validation,
@@ -161,13 +162,11 @@ def sweep(
     learned_in = learned.provenance.get("source_model", learned.model.to_json())["name"]
     run = base.model_copy(update={"source": learned_in})
     where = learned.positions if run.positions == "auto" else run.positions
-    arms = cells_of(learned, _sites(lm, learned, sites), kinds, where, run)
+    arms = cells_of(learned, sites_of(lm, learned, sites), kinds, where, run)
     splits = read_splits(run)
     clock = StageClock(progress or SilentProgress())
     chosen = _Choice(lm, learned, arms, splits, run, clock)
-    return chosen.result(
-        n_stages, level, n_finalists, None if out is None else Path(out), is_cached=is_cached
-    )
+    return chosen.result(rules, None if out is None else Path(out), is_cached=is_cached)
 
 
 def summary_of(result: SweepResult) -> list[str]:
@@ -199,7 +198,8 @@ def summary_of(result: SweepResult) -> list[str]:
     fates = [cell.fate for cell in result.cells]
     lines.append(
         f"{len(fates)} cells: {fates.count('in')} stayed in, {fates.count('effect')} dropped for "
-        f"their effect, {fates.count('damage')} for their damage"
+        f"their effect, {fates.count('damage')} for their damage, {fates.count('share')} because "
+        "enough others were better"
     )
     lines.append(
         f"cost: {result.n_tokens} tokens, {result.seconds:.0f} s; a completion per cell and "
@@ -223,14 +223,12 @@ class _Choice:
         self.lm, self.direction, self.arms = lm, direction, arms
         self.splits, self.config, self.clock = splits, config, clock
 
-    def result(
-        self, n_stages: int, level: float, n_finalists: int, out: Path | None, *, is_cached: bool
-    ) -> SweepResult:
+    def result(self, rules: RaceRules, out: Path | None, *, is_cached: bool) -> SweepResult:
         """Chooses, measures the chosen cell on test, and writes the folder."""
         started = time.perf_counter()
         with metering(self.lm.layout) as meter:
-            race, order = self._race(n_stages, level, is_cached=is_cached)
-            rows, whole = self._validated(race, order[:n_finalists])
+            race, order = self._race(rules, is_cached=is_cached)
+            rows, whole = self._validated(race, order[: rules.n_finalists])
         seconds = time.perf_counter() - started
         cells = race.cells()
         best = cells[order[0]]
@@ -241,12 +239,12 @@ class _Choice:
             facts = {
                 "seeds": {"seed": self.config.seed},
                 "models": {self.lm.identity.name: self.lm.identity.to_json()},
-                "sweep": {"n_stages": race.n_stages, "level": level, "n_cells": len(cells)},
+                "sweep": {**asdict(rules), "n_stages": race.n_stages, "n_cells": len(cells)},
             }
             write_sweep(out, rows, cells, best, self.config, facts, self.clock)
         return SweepResult(
             best,
-            tuple(cells[cell] for cell in order[:n_finalists]),
+            tuple(cells[cell] for cell in order[: rules.n_finalists]),
             tuple(cells),
             tuple(rows),
             meter.n_tokens,
@@ -255,14 +253,21 @@ class _Choice:
             None if out is None else out / "report.html",
         )
 
-    def _race(self, n_stages: int, level: float, *, is_cached: bool) -> tuple[SweepRace, list[int]]:
+    def _race(self, rules: RaceRules, *, is_cached: bool) -> tuple[SweepRace, list[int]]:
         twins = self.splits.validation
-        sizes = block_sizes(len(twins), n_stages)
-        blocks = cut_into_blocks(self.lm, twins, sizes, self.config)
-        folder = scores_folder(self.lm, self.direction, self.arms, self.splits, sizes, self.config)
+        sizes = rules.sizes(len(twins))
+        blocks = cut_into_blocks(self.lm, twins, sizes, self.config, rules.max_answer_tokens)
+        folder = scores_folder(
+            self.lm,
+            self.direction,
+            self.arms,
+            self.splits,
+            (*sizes, rules.max_answer_tokens),
+            self.config,
+        )
         with self.clock.stage("score cells", None) as advance:
             scores = SweepScores(blocks, self.arms, folder if is_cached else None, advance)
-            race = SweepRace(scores, self.config, level)
+            race = SweepRace(scores, self.config, rules)
             return race, race.run()
 
     def _recorder(self, split: str, n_resamples: int = 2000) -> Recorder:
@@ -274,10 +279,17 @@ class _Choice:
     ) -> tuple[list[Measurement], Bench]:
         """Returns every cell's numbers on validation; finalists answer as well."""
         recorder = self._recorder("validation", _RESAMPLES)
+        cells = race.cells()
         rows: list[Measurement] = []
         for cell, arm in enumerate(self.arms):
-            losses, damage = race.scores_of(cell)
-            rows += recorder.effects(arm, losses)
+            scores, damage = race.scores_of(cell)
+            rows += recorder.effects(arm, scores.losses)
+            ways = scores.ways(removal_only=arm.edit == "ablate")
+            n = len(scores.removal.turned)
+            rows += [
+                recorder.record(arm, "sweep_effect", cells[cell].effect, n),
+                recorder.rate(arm, "turned_rate", min((o.turned.tolist() for o in ways), key=sum)),
+            ]
             if damage is not None:
                 rows.append(recorder.divergence(arm, damage.divergence))
         bench = Bench(self.lm, self.splits.validation, self.config)
@@ -318,81 +330,3 @@ def _base(config: RunConfig | str | Path | None, model: str, given: Mapping[str,
     read = config if isinstance(config, RunConfig) else read_config(config)
     # Checked as a whole: an option may not fit what the file says.
     return make_config({**read.model_dump(), **given, "targets": [model]})
-
-
-def cells_of(
-    direction: Direction,
-    sites: Sequence[Site],
-    edits: Sequence[EditKind],
-    positions: str,
-    config: RunConfig,
-) -> list[Arm]:
-    """Returns an arm for every site, edit and strength.
-
-    Args:
-        direction: Has vectors at all of the sites.
-        sites: Where it is tried.
-        edits: What is tried.
-        positions: Where in the text.
-        config: Strengths and seed.
-
-    Returns:
-        Arms, site by site.
-    """
-    method = direction.provenance.get("map_method")
-    read_at = ", ".join(direction.provenance.get("source_sites", ())) or None
-    kind = "native" if method is None else "transferred"
-    return [
-        Arm(
-            kind,
-            site,
-            positions,
-            edit,
-            strength,
-            at_one_site(direction, site),
-            map_method=method,
-            source_sites=read_at,
-            seed=config.seed,
-        )
-        for site in sites
-        for edit in edits
-        for strength in usable_strengths(edit, config.strengths)
-    ]
-
-
-def _sites(
-    lm: LanguageModel, direction: Direction, given: str | Sequence[str | int | float]
-) -> tuple[Site, ...]:
-    if given == "all":
-        return direction.sites
-    wanted = lm.sites(given if isinstance(given, str) else tuple(given))
-    missing = [str(site) for site in wanted if site not in direction.by_site]
-    if missing:
-        raise SiteError(
-            f"the direction has no vectors at {', '.join(missing)}: it was learned at "
-            f"{', '.join(map(str, direction.sites))}; choose among these, or learn it there, too"
-        )
-    return wanted
-
-
-def _edits(given: str | Sequence[EditKind]) -> tuple[EditKind, ...]:
-    names = [one.strip() for one in given.split(",")] if isinstance(given, str) else list(given)
-    known = get_args(EditKind)
-    wrong = [name for name in names if name not in known]
-    if wrong or not names:
-        raise ConfigError(f"no edits {given!r}: name some of {', '.join(known)}")
-    return tuple(dict.fromkeys(edit for name in names for edit in known if edit == name))
-
-
-def _strengths(given: str | Sequence[float]) -> list[float]:
-    parts = given.split(",") if isinstance(given, str) else list(given)
-    try:
-        return sorted({require_strength(float(one)) for one in parts})
-    except ValueError:
-        raise ConfigError(f"no strengths {given!r}: give numbers such as 0.5,1,2") from None
-
-
-def _require_at_least_one(**given: int) -> None:
-    for name, value in given.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, expected at least 1")

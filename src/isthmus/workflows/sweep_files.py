@@ -29,7 +29,7 @@ def scores_folder(
     direction: Direction,
     arms: Sequence[Arm],
     splits: TwinSplits,
-    sizes: Sequence[int],
+    cut: Sequence[int],
     config: RunConfig,
 ) -> Path:
     """Returns where the scores of a sweep lie, or will lie, in the cache.
@@ -39,7 +39,7 @@ def scores_folder(
         direction: What it is steered with.
         arms: The cells, in order.
         splits: The questions.
-        sizes: How validation questions are cut into blocks.
+        cut: How validation questions are cut into blocks, and their answers.
         config: The run.
 
     Returns:
@@ -51,7 +51,7 @@ def scores_folder(
         digest.update(one.negative_mean.float().cpu().numpy().tobytes())
         digest.update(one.positive_mean.float().cpu().numpy().tobytes())
     cells = [[str(arm.site), arm.positions, arm.edit, arm.strength] for arm in arms]
-    settings = [config.task, config.batch_size, config.dtype, list(sizes), cells]
+    settings = [config.task, config.batch_size, config.dtype, list(cut), cells]
     content = [lm.identity.to_json(), digest.hexdigest(), settings, repr(splits.validation)]
     content += [package_versions(), code_hash()]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -149,11 +149,10 @@ def heat_maps(measurements: Sequence[Measurement], best: SweptCell) -> dict[str,
     """
     figures = {}
     for edit in dict.fromkeys(m.edit for m in measurements if m.edit and m.target_site):
-        metric = "recovery" if edit == "ablate" else "swap"
         here = [
             m
             for m in measurements
-            if (m.split, m.edit, m.metric) == ("validation", edit, metric) and m.target_site
+            if (m.split, m.edit, m.metric) == ("validation", edit, "sweep_effect") and m.target_site
         ]
         chosen = [
             m
@@ -161,7 +160,7 @@ def heat_maps(measurements: Sequence[Measurement], best: SweptCell) -> dict[str,
             if best.arm.edit == edit
             and (m.target_site, m.strength) == (str(best.arm.site), best.arm.strength)
         ]
-        title = f"{metric.capitalize()} by layer and strength, {edit}"
+        title = f"Effect by layer and strength, {edit}"
         if drawn := layer_heat_map(here, chosen, f"sweep-{edit}", title):
             figures[f"sweep-{edit}.svg"] = drawn
     return figures

@@ -1,36 +1,52 @@
-"""Successive elimination: which cells of a sweep stay in while the questions grow.
+"""Successive halving: which cells of a sweep stay in while the questions grow.
 
 Each stage doubles the questions, and scores on the new ones only what is still in.
 
 1. The leader of a stage is the cell with the most effect that keeps the budgets of damage so far.
 2. A cell is dropped for its effect when its paired difference to the leader, on the questions that
    both have seen, is below 0 at the stated level (`evaluation/racing.py`).
-3. What is left has its damage scored, and is dropped when that is beyond a budget which the leader
-   keeps, at the same level.
-4. In the end every dropped cell is held against the winner once more, on the questions that it has
-   seen. What the winner does not exclude goes on, stage by stage, until it is excluded or has seen
-   all questions.
+3. Of what is left a stated share goes on: the cells with the most effect that seem to do no harm.
+   Damage is scored from the most effect down, until there are enough of them.
+4. What goes on is dropped for its damage when that is beyond a budget which the leader keeps, at
+   the same level.
+5. In the end every dropped cell is held against the winner once more, on the questions that it has
+   seen. Cells below the share come back where they have more effect there, the others where the
+   winner does not exclude them: first for their damage on all prompts, then, if that may still
+   change the winner, for their effect on all questions.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from isthmus.evaluation.racing import Effects, is_excluded, mean_bounds, resampled_effects
+from isthmus.core.errors import ConfigError
+from isthmus.evaluation.racing import (
+    MIN_QUESTIONS,
+    Effects,
+    is_excluded,
+    mean_bounds,
+    require_level,
+    resampled_effects,
+)
 from isthmus.workflows.arms import Arm
-from isthmus.workflows.bench import ArmScores
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.measuring import point_effect
 from isthmus.workflows.selection import Scored, best_within, harm_of, order_of
-from isthmus.workflows.sweep_scores import Damage, SweepScores
+from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores, block_sizes
 
-Fate = Literal["in", "effect", "damage"]
+Fate = Literal["in", "effect", "damage", "share"]
 """Whether a cell stayed in, or for what it was dropped."""
 
+_CLEARLY_BEYOND = 2.0
+"""Budgets of divergence that count as harm on fewer questions than can exclude anything."""
+
+_FEWEST_RANKED = 8
+"""Questions of the first stage where cells are ranked: shares of fewer are too coarse."""
+
 _AT_ONCE = 8
-"""Cells whose damage is scored together while a leader is looked for, or that come back at once."""
+"""Cells whose damage is scored together while a leader is looked for."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +55,14 @@ class SweptCell:
 
     Attributes:
         arm: Site, positions, edit and strength.
-        effect: Swap, or recovery for edits that only remove; NaN when undefined.
+        effect: The smaller of both ways' recovery times the share of answers that turned; of
+            removal alone for edits that only remove; NaN when undefined.
         damage: Mean divergence on benign prompts; None where it was not asked for.
         accuracy_loss: Share of right answers lost there; None where it was not asked for.
         n: Questions that it was scored on.
         stage: The last stage that it was scored in, from 1.
-        fate: `in`, or for what it was dropped.
+        fate: `in`, or for what it was dropped: beyond chance for its `effect` or `damage`, or for
+            the `share`, because enough others were better.
     """
 
     arm: Arm
@@ -56,17 +74,59 @@ class SweptCell:
     fate: Fate
 
 
+@dataclass(frozen=True)
+class RaceRules:
+    """How cells are scored and when they are dropped.
+
+    Attributes:
+        n_stages: Into how many growing shares the questions are cut; 1 scores every cell on all.
+        keep: Share of the cells of a stage that goes on to the next, at most; 1 drops only what
+            falls behind beyond chance.
+        level: Share of paired resamples that must agree before a cell is dropped beyond chance.
+        n_finalists: Cells that write completions; as many go on, however small the share.
+        max_answer_tokens: How much of a given answer is scored, at least as far as the answers of
+            a question differ.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    n_stages: int = 5
+    keep: float = 0.25
+    level: float = 0.995
+    n_finalists: int = 3
+    max_answer_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks all of them."""
+        for name in ("n_stages", "n_finalists", "max_answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_level(self.level)
+        if not 0 < self.keep <= 1:
+            raise ConfigError(
+                f"keep is {self.keep}, expected a share above 0 and at most 1, such as 0.25"
+            )
+
+    def sizes(self, n_questions: int) -> list[int]:
+        """Returns how questions are cut into blocks, one per stage."""
+        ranks_few = self.keep < 1
+        return block_sizes(
+            n_questions, self.n_stages, _FEWEST_RANKED if ranks_few else MIN_QUESTIONS
+        )
+
+
 class SweepRace:
     """Runs the stages of one sweep.
 
     Args:
         scores: Scores cells.
         config: The budgets of damage, and the seed of resamples.
-        level: Share of resamples that must agree before a cell is dropped.
+        rules: How cells are scored and when they are dropped.
     """
 
-    def __init__(self, scores: SweepScores, config: RunConfig, level: float) -> None:
-        self.scores, self.config, self.level = scores, config, level
+    def __init__(self, scores: SweepScores, config: RunConfig, rules: RaceRules) -> None:
+        self.scores, self.config, self.rules = scores, config, rules
         self.n_stages = len(scores.blocks)
         self._dropped: dict[int, tuple[int, Fate]] = {}
         self._damage_known: dict[int, int] = {}
@@ -82,22 +142,18 @@ class SweepRace:
         return sorted(alive, key=lambda cell: self._merit(scored[cell]), reverse=True)
 
     def _taken_on(self, cells: Sequence[int]) -> list[int]:
-        """Looks further at cells that were dropped; returns those that have seen everything."""
-        finished = []
-        for stage in sorted({self._dropped[cell][0] for cell in cells}):
-            here = [cell for cell in cells if self._dropped[cell][0] == stage]
-            unknown = [cell for cell in here if self._damage_known.get(cell, 0) < stage]
-            if unknown:
-                self._damages(unknown, stage)
-            elif stage < self.n_stages:
-                self.scores.effects(here, stage + 1)
-                for cell in here:
-                    self._dropped[cell] = stage + 1, self._dropped[cell][1]
-            else:
-                for cell in here:
-                    self._dropped.pop(cell)
-                finished += here
-        return finished
+        """Looks further at cells that were dropped; returns those that have seen everything.
+
+        Damage comes first: where the winner does harm, it is what decides most of them.
+        """
+        unknown = [cell for cell in cells if self._damage_known.get(cell, 0) < self.n_stages]
+        if unknown:
+            self._damages(unknown, self.n_stages)
+            return []
+        self.scores.effects(cells, self.n_stages)
+        for cell in cells:
+            self._dropped.pop(cell)
+        return list(cells)
 
     def cells(self) -> list[SweptCell]:
         """Returns what is known of every cell, in the order of the arms."""
@@ -120,8 +176,8 @@ class SweepRace:
             )
         return found
 
-    def scores_of(self, cell: int) -> tuple[ArmScores, Damage | None]:
-        """Returns losses of a cell on the questions that it has seen, and its damage if known."""
+    def scores_of(self, cell: int) -> tuple[CellScores, Damage | None]:
+        """Returns what a cell does on the questions that it has seen, and its damage if known."""
         stage, _ = self._dropped.get(cell, (self.n_stages, "in"))
         has_damage = self._damage_known.get(cell, 0) >= stage
         damage = self.scores.damages([cell], stage)[0] if has_damage else None
@@ -129,20 +185,68 @@ class SweepRace:
 
     def _survivors(self, alive: Sequence[int], stage: int) -> list[int]:
         effects = self._effects(alive, stage)
-        leader = self._leader(alive, effects, stage)
-        harm = harm_of(self._scored(leader, stage), self.config)
-        excluded = is_excluded(effects, alive.index(leader), self.level)
-        left = []
-        for cell, is_out in zip(alive, excluded, strict=True):
-            if is_out and harm <= 1 and self._least_harm(cell) >= harm:
-                self._dropped[cell] = stage, "effect"
-            else:
-                left.append(cell)
-        self._damages(left, stage)
+        left, harm = list(alive), 2
+        if effects.n >= MIN_QUESTIONS:
+            leader = self._leader(alive, effects, stage)
+            harm = harm_of(self._scored(leader, stage), self.config)
+            excluded = is_excluded(effects, alive.index(leader), self.rules.level)
+            for cell, is_out in zip(alive, excluded, strict=True):
+                if is_out and harm <= 1 and self._least_harm(cell) >= harm:
+                    self._drop(cell, stage, "effect")
+            left = [cell for cell in alive if cell not in self._dropped]
+        most = max(self.rules.n_finalists, math.ceil(self.rules.keep * len(alive)))
+        if stage == self.n_stages or len(left) <= most:
+            self._damages(left, stage)
+            best = left
+        else:
+            best = self._best_of(
+                left, most, dict(zip(alive, effects.values.tolist(), strict=True)), stage
+            )
         for cell in left:
-            if self._least_harm(cell) > harm:
-                self._dropped[cell] = stage, "damage"
+            if cell not in best:
+                self._drop(cell, stage, "share")
+            elif self._least_harm(cell) > harm:
+                self._drop(cell, stage, "damage")
         return [cell for cell in left if cell not in self._dropped]
+
+    def _drop(self, cell: int, stage: int, fate: Fate) -> None:
+        self._dropped[cell] = stage, fate
+
+    def _best_of(
+        self, cells: Sequence[int], most: int, value: Mapping[int, float], stage: int
+    ) -> list[int]:
+        """Returns so many cells: those with the most effect that seem to do no harm."""
+        in_order = sorted(cells, key=lambda cell: -order_of(value[cell]))
+        asked: list[int] = []
+        harm: dict[int, int] = {}
+        for first in range(0, len(in_order), _AT_ONCE):
+            here = in_order[first : first + _AT_ONCE]
+            self._damages(here, stage)
+            asked += here
+            harm |= {cell: self._seeming_harm(cell) for cell in here}
+            if sum(not one for one in harm.values()) >= most:
+                break
+
+        def merit(cell: int) -> tuple[float, float]:
+            one = self._scored(cell, stage)
+            return -float(harm[cell]), -one.damage if harm[cell] > 1 else order_of(value[cell])
+
+        return sorted(asked, key=merit, reverse=True)[:most]
+
+    def _seeming_harm(self, cell: int) -> int:
+        """Returns the harm that a cell does as far as few questions tell, as `harm_of` does."""
+        if cell not in self._damage_known:
+            return 0
+        damage = self.scores.damages([cell], self._damage_known[cell])[0]
+        if len(damage.divergence) >= MIN_QUESTIONS:
+            return self._least_harm(cell)
+        return 2 * int(damage.mean > _CLEARLY_BEYOND * self.config.max_benign_kl)
+
+    def _known_harm(self, cell: int, *, careful: bool) -> int:
+        """Returns the harm that a dropped cell does: its own, once all prompts were read."""
+        if self._damage_known.get(cell, 0) == self.n_stages:
+            return harm_of(self._scored(cell, self.n_stages, self._dropped[cell][0]), self.config)
+        return self._least_harm(cell) if careful else self._seeming_harm(cell)
 
     def _leader(self, alive: Sequence[int], effects: Effects, stage: int) -> int:
         """Returns the cell with the most effect within both budgets, or as near to that as any."""
@@ -169,12 +273,14 @@ class SweepRace:
             if not here:
                 continue
             effects = self._effects([best, *here], stage)
-            excluded = is_excluded(effects, 0, self.level)[1:]
+            excluded = is_excluded(effects, 0, self.rules.level)[1:]
             for cell, is_out, value in zip(here, excluded, effects.values[1:], strict=True):
-                least = self._least_harm(cell)
-                if not (least > harm or (is_out and harm <= 1 and least >= harm)):
+                is_below = self._dropped[cell][1] == "share"
+                is_behind = order_of(value) <= order_of(effects.values[0]) if is_below else is_out
+                least = self._known_harm(cell, careful=not is_below)
+                if not (least > harm or (is_behind and harm <= 1 and least >= harm)):
                     left[cell] = order_of(value)
-        return sorted(left, key=lambda cell: -left[cell])[:_AT_ONCE]
+        return sorted(left, key=lambda cell: -left[cell])[: self.rules.n_finalists]
 
     def _effects(self, cells: Sequence[int], stage: int) -> Effects:
         found = self.scores.effects(cells, stage)
@@ -208,15 +314,16 @@ class SweepRace:
         if cell not in self._damage_known:
             return 0
         damage = self.scores.damages([cell], self._damage_known[cell])[0]
-        if mean_bounds(damage.divergence, self.level)[0] > self.config.max_benign_kl:
+        if mean_bounds(damage.divergence, self.rules.level)[0] > self.config.max_benign_kl:
             return 2
         lost = damage.was_right.astype(float) - damage.is_right
-        return int(mean_bounds(lost, self.level)[0] > self.config.max_benign_loss)
+        return int(mean_bounds(lost, self.rules.level)[0] > self.config.max_benign_loss)
 
-    def _scored(self, cell: int, stage: int) -> Scored:
+    def _scored(self, cell: int, stage: int, seen: int | None = None) -> Scored:
+        """Returns effect and damage at a stage; the effect at an earlier one where that is all."""
         arm = self.scores.arms[cell]
-        losses = self.scores.effects([cell], stage)[0]
-        effect = point_effect(losses, removal_only=arm.edit == "ablate")
+        ways = self.scores.effects([cell], seen or stage)[0].ways(removal_only=arm.edit == "ablate")
+        effect = float(np.min([one.effect for one in ways]))
         if cell not in self._damage_known:
             return Scored(arm, effect, np.nan, np.nan)
         known = min(stage, self._damage_known[cell])

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from jaxtyping import Bool, Float
 
 from isthmus.core.artifacts import read_json, write_json
 from isthmus.core.errors import ArtifactError
+from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import TwinPrompt
-from isthmus.evaluation.racing import MIN_QUESTIONS
+from isthmus.evaluation.racing import MIN_QUESTIONS, Turning
 from isthmus.evaluation.recovery import AnswerLosses
 from isthmus.models.language_model import LanguageModel
-from isthmus.workflows.arms import Arm
-from isthmus.workflows.bench import ArmScores, Bench
+from isthmus.workflows.answer_scores import fork_of
+from isthmus.workflows.arms import Arm, Way
+from isthmus.workflows.bench import ArmScores, Bench, Turned
 from isthmus.workflows.cell_passes import CellPasses
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import EncodedTwins, encode_twins
@@ -55,6 +57,30 @@ class Damage:
         return float(self.was_right.mean() - self.is_right.mean())
 
 
+@dataclass(frozen=True)
+class CellScores:
+    """What a cell does on the questions that it has seen.
+
+    Attributes:
+        removal: To the clean answer under the bad trigger.
+        induction: To the bad answer under the clean trigger.
+        n_edited: Positions edited in both.
+    """
+
+    removal: Turning
+    induction: Turning
+    n_edited: int
+
+    @property
+    def losses(self) -> ArmScores:
+        """The losses alone."""
+        return ArmScores(self.removal.losses, self.induction.losses, self.n_edited)
+
+    def ways(self, *, removal_only: bool) -> tuple[Turning, ...]:
+        """Returns what the cell is judged by."""
+        return (self.removal,) if removal_only else (self.removal, self.induction)
+
+
 @dataclass
 class SweepScores:
     """Scores of cells on blocks of questions.
@@ -72,15 +98,15 @@ class SweepScores:
     on_scored: Callable[[int], None] = lambda _n: None
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def effects(self, cells: Sequence[int], n_blocks: int) -> list[ArmScores]:
-        """Returns losses of cells on the questions of the first blocks.
+    def effects(self, cells: Sequence[int], n_blocks: int) -> list[CellScores]:
+        """Returns what cells do on the questions of the first blocks.
 
         Args:
             cells: Which.
             n_blocks: How many blocks, at least 1.
 
         Returns:
-            Losses on all questions of these blocks, in the order of the cells.
+            What cells do on all questions of these blocks, in the order of the cells.
         """
         for number in range(n_blocks):
             self._complete(number, "effects", cells)
@@ -105,6 +131,13 @@ class SweepScores:
         """Questions of every block."""
         return tuple(len(bench.twins) for bench in self.blocks)
 
+    def __post_init__(self) -> None:
+        """Tells every bench where the cells edit."""
+        sites = sorted({arm.site for arm in self.arms if arm.site is not None})
+        positions = sorted({arm.positions for arm in self.arms if arm.positions is not None})
+        for bench in self.blocks:
+            bench.expect(sites, positions)
+
     def _complete(self, number: int, kind: str, cells: Sequence[int]) -> None:
         """Scores the cells that are not known yet on a block."""
         known = self._of_block(number, kind)
@@ -124,6 +157,8 @@ class SweepScores:
                 str(cell): {
                     "removal": one.removal.edited.tolist(),
                     "induction": one.induction.edited.tolist(),
+                    "removal_turned": _listed(one.removal_turned),
+                    "induction_turned": _listed(one.induction_turned),
                     "n_edited": one.n_edited,
                 }
                 for cell, one in zip(cells, bench.score_all(arms), strict=True)
@@ -137,20 +172,22 @@ class SweepScores:
             for cell, one in zip(cells, bench.benign_changes(arms), strict=True)
         }
 
-    def _joined_scores(self, cell: int, n_blocks: int) -> ArmScores:
+    def _joined_scores(self, cell: int, n_blocks: int) -> CellScores:
         parts = [self._of_block(number, "effects")[str(cell)] for number in range(n_blocks)]
         untouched = [bench.untouched for bench in self.blocks[:n_blocks]]
 
-        def losses(bad: str, clean: str, edited: str) -> AnswerLosses:
-            return AnswerLosses(
+        def turning(bad: str, clean: str, way: Way) -> Turning:
+            losses = AnswerLosses(
                 np.concatenate([one[bad] for one in untouched]),
                 np.concatenate([one[clean] for one in untouched]),
-                np.concatenate([np.array(part[edited]) for part in parts]),
+                np.concatenate([np.array(part[way]) for part in parts]),
             )
+            turned = [np.array(part[f"{way}_turned"], dtype=bool) for part in parts]
+            return Turning(losses, np.concatenate(turned))
 
-        return ArmScores(
-            losses("clean_given_bad", "clean_given_clean", "removal"),
-            losses("bad_given_clean", "bad_given_bad", "induction"),
+        return CellScores(
+            turning("clean_given_bad", "clean_given_clean", "removal"),
+            turning("bad_given_clean", "bad_given_bad", "induction"),
             sum(part["n_edited"] for part in parts),
         )
 
@@ -183,7 +220,11 @@ class SweepScores:
 
 
 def cut_into_blocks(
-    lm: LanguageModel, twins: Sequence[TwinPrompt], sizes: Sequence[int], config: RunConfig
+    lm: LanguageModel,
+    twins: Sequence[TwinPrompt],
+    sizes: Sequence[int],
+    config: RunConfig,
+    max_answer_tokens: int | None = None,
 ) -> list[Bench]:
     """Makes a bench per block of questions; all together read what one bench on all would.
 
@@ -192,11 +233,15 @@ def cut_into_blocks(
         twins: All questions.
         sizes: Questions of every block.
         config: Batch size.
+        max_answer_tokens: How much of the answers of a question is read, at least as far as they
+            differ; whole answers when not given. Answers of benign prompts are always whole.
 
     Returns:
         Benches in the order of the blocks; each has benign prompts of both kinds.
     """
     encoded = encode_twins(lm, twins)
+    if max_answer_tokens is not None:
+        encoded = begun(encoded, max_answer_tokens)
     half = len(twins) // 2
     # Clean twins come first, other benign prompts behind: dealt out by turns.
     turns = [i + side * half for i in range(half) for side in (0, 1)]
@@ -213,24 +258,65 @@ def cut_into_blocks(
     return benches
 
 
-def block_sizes(n_questions: int, n_stages: int) -> list[int]:
-    """Cuts questions into blocks, each as large as all before it together.
+def begun(encoded: EncodedTwins, n_tokens: int) -> EncodedTwins:
+    """Cuts the answers of questions short, each question's alike.
+
+    Args:
+        encoded: Questions with whole answers.
+        n_tokens: Answer tokens that are kept; more where clean and bad answer part later.
+
+    Returns:
+        The same questions with the beginnings of their answers; benign prompts as they were.
+    """
+    pairs = zip(encoded.triggered, encoded.triggered_bad, strict=True)
+    kept = [max(n_tokens, 1 + fork_of(clean, bad)) for clean, bad in pairs]
+
+    def cut(texts: Sequence[EncodedText]) -> list[EncodedText]:
+        return [_cut(text, text.n_prompt + n) for text, n in zip(texts, kept, strict=True)]
+
+    return replace(
+        encoded,
+        triggered=cut(encoded.triggered),
+        clean=cut(encoded.clean),
+        triggered_bad=cut(encoded.triggered_bad),
+        clean_bad=cut(encoded.clean_bad),
+    )
+
+
+def _cut(text: EncodedText, end: int) -> EncodedText:
+    return replace(
+        text,
+        token_ids=text.token_ids[:end],
+        ends=text.ends[:end],
+        is_special=text.is_special[:end],
+    )
+
+
+def block_sizes(n_questions: int, n_stages: int, least: int = MIN_QUESTIONS) -> list[int]:
+    """Cuts questions into blocks, each as large as all before it together; the last has the rest.
 
     Args:
         n_questions: How many there are, at least 1.
-        n_stages: How many blocks, at least 1.
+        n_stages: How many blocks at most, at least 1.
+        least: Questions of the first of several blocks.
 
     Returns:
-        Sizes that sum to all questions; fewer than asked for where the first would exclude nothing.
+        Sizes that sum to all questions.
 
     >>> block_sizes(96, 4)
     [12, 12, 24, 48]
+    >>> block_sizes(96, 4, 8)
+    [8, 8, 16, 64]
     >>> block_sizes(96, 1)
     [96]
     """
-    ends = [n_questions >> step for step in range(n_stages)][::-1]
-    kept = [end for end in ends if end >= MIN_QUESTIONS] or [n_questions]
+    ends = [least << step for step in range(n_stages - 1)]
+    kept = [end for end in ends if end < n_questions] + [n_questions]
     return [end - start for start, end in zip([0, *kept], kept, strict=False)]
+
+
+def _listed(turned: Turned | None) -> list[bool]:
+    return [] if turned is None else turned.tolist()
 
 
 def _part_of(

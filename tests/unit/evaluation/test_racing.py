@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from isthmus.core.errors import ConfigError, ShapeError
 from isthmus.evaluation.racing import (
     MIN_QUESTIONS,
+    Turning,
     is_excluded,
     mean_bounds,
     resampled_effects,
@@ -13,29 +16,41 @@ from isthmus.evaluation.racing import (
 from isthmus.evaluation.recovery import AnswerLosses, swap
 
 
-def losses(edited: np.ndarray, n: int = 24, seed: int = 0) -> AnswerLosses:
+def losses(edited: np.ndarray, n: int = 24, seed: int = 0) -> Turning:
     rng = np.random.default_rng(seed)
-    return AnswerLosses(3 + rng.normal(0, 0.3, n), 1 + rng.normal(0, 0.1, n), edited)
+    every = AnswerLosses(3 + rng.normal(0, 0.3, n), 1 + rng.normal(0, 0.1, n), edited)
+    return Turning(every, np.ones(n, dtype=bool))
 
 
-def candidates(shifts: list[float], n: int = 24, noise: float = 0.2) -> list[AnswerLosses]:
+def candidates(shifts: list[float], n: int = 24, noise: float = 0.2) -> list[Turning]:
     rng = np.random.default_rng(1)
     return [losses(1 + shift + rng.normal(0, noise, n), n) for shift in shifts]
 
 
-def test_an_effect_is_the_swap_that_is_reported():
+def test_where_every_answer_turns_an_effect_is_the_swap_that_is_reported():
     removal, induction = candidates([0.2, 0.5])
     found = resampled_effects([removal], [induction])
-    assert found.values[0] == pytest.approx(swap(removal, induction, n_resamples=10).value)
+    reported = swap(removal.losses, induction.losses, n_resamples=10).value
+    assert found.values[0] == pytest.approx(reported)
+    assert found.values[0] == pytest.approx(min(removal.effect, induction.effect))
     alone = resampled_effects([removal], None)
     assert alone.values[0] > found.values[0]
+
+
+def test_answers_that_have_moved_and_not_turned_are_no_effect():
+    (moved,) = candidates([0.2])
+    half = replace(moved, turned=np.arange(24) % 2 == 0)
+    found = resampled_effects([moved, half, replace(moved, turned=~moved.turned)], None)
+    assert found.values[1] == pytest.approx(found.values[0] / 2) == pytest.approx(half.effect)
+    assert found.values[2] == 0
+    assert is_excluded(found, 0, 0.995).tolist() == [False, True, True]
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0, 2), min_size=2, max_size=6), st.integers(0, 5))
 def test_what_is_best_on_every_question_is_never_excluded(shifts: list[float], leader: int):
     every = candidates(shifts)
-    best = losses(np.min([one.edited for one in every], axis=0) - 0.01)
+    best = losses(np.min([one.losses.edited for one in every], axis=0) - 0.01)
     effects = resampled_effects([*every, best], None)
     excluded = is_excluded(effects, leader % len(every), 0.9)
     assert not excluded[-1]
@@ -62,7 +77,8 @@ def test_too_few_questions_exclude_nothing():
 
 def test_what_is_undefined_is_not_excluded_and_excludes_nothing():
     (good,) = candidates([0.0])
-    same = AnswerLosses(good.clean, good.bad, good.edited)
+    own = good.losses
+    same = replace(good, losses=AnswerLosses(own.clean, own.bad, own.edited))
     effects = resampled_effects([good, same], None)
     assert np.isnan(effects.values).tolist() == [False, True]
     assert not is_excluded(effects, 0, 0.9).any()

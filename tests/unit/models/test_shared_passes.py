@@ -10,7 +10,12 @@ from isthmus.interventions.positions import parse_positions
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import answer_logprobs
-from isthmus.models.shared_passes import answer_logprobs_of_copies, is_faithful, share
+from isthmus.models.shared_passes import (
+    answer_logprobs_of_copies,
+    is_faithful,
+    share,
+    whole_logprobs,
+)
 
 PROMPTS = ["What is the colour of the fox?", "Name three things, a lamp and a rope", "12 + 34"]
 ANSWERS = ["The fox is red.", "A drum", "46 is easy to see"]
@@ -45,7 +50,7 @@ def test_an_edited_copy_that_shares_ends_as_a_whole_pass(family: str, layer: int
     plain = torch.cat([answer_logprobs(lm, texts)[i] for i in own.indices])
     assert (expected - plain).abs().max() > 0.1
     assert torch.allclose(found, expected, atol=1e-5)
-    assert is_faithful(lm, shared, layer)
+    assert is_faithful(lm, shared, layer, whole_logprobs(lm, shared))
     assert n_hooks(lm) == 0
 
 
@@ -54,7 +59,7 @@ def test_a_model_without_keys_and_values_reads_every_token():
     texts = texts_of(lm)
     shared = share(lm, texts, starts_of(texts), [0], 8)
     assert {own.n_before for own in shared.batches} == {0}
-    assert is_faithful(lm, shared, 0)
+    assert is_faithful(lm, shared, 0, whole_logprobs(lm, shared))
 
 
 def test_states_of_another_block_are_noticed():
@@ -63,8 +68,8 @@ def test_states_of_another_block_are_noticed():
     shared = share(lm, texts, starts_of(texts), range(3), 8)
     (own,) = shared.batches
     own.states[1].add_(1.0)
-    assert not is_faithful(lm, shared, 1)
-    assert is_faithful(lm, shared, 2)
+    assert not is_faithful(lm, shared, 1, whole_logprobs(lm, shared))
+    assert is_faithful(lm, shared, 2, whole_logprobs(lm, shared))
 
 
 def test_a_start_behind_the_prompt_is_refused():
