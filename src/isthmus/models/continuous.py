@@ -3,9 +3,9 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,6 +17,7 @@ from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, NoEditError
 from isthmus.core.texts import EncodedText, pad_batch
 from isthmus.models.batching import PlaceEdits, check_open, check_texts, no_edits
+from isthmus.models.decoding_requests import DecodingRequest, Ending, NewToken, of_like_length
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.row_cache import RowCache, require_growing_cache
@@ -28,63 +29,6 @@ MergeRows = Callable[
 ]
 """Makes edits of a batch from those of its rows and the columns of their tokens, as
 `interventions.merge_rows` does."""
-
-Ending = Literal["end_token", "length", "cancelled", "failed"]
-"""Why a request got no more tokens."""
-
-
-@dataclass(eq=False)
-class DecodingRequest:
-    """One text that is continued.
-
-    Attributes:
-        text: What is continued.
-        max_new_tokens: Most tokens it gets.
-        placed: Its edits, placed on its tokens alone.
-        token_ids: What was written so far, an end token included.
-        n_edited: How many (position, site) pairs were edited so far.
-        ending: Why it ended; None while it waits or runs.
-        error: Why it failed.
-        is_cancelled: Whether it is to leave at the next step.
-    """
-
-    text: EncodedText
-    max_new_tokens: int
-    placed: tuple[PlacedEdit, ...]
-    token_ids: list[int] = field(default_factory=list)
-    n_edited: int = 0
-    ending: Ending | None = None
-    error: Exception | None = None
-    is_cancelled: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it gets no more tokens."""
-        return self.ending is not None
-
-    @property
-    def edits_later(self) -> bool:
-        """Whether tokens that it writes are edited."""
-        return any(bool(one.generated.any()) for one in self.placed)
-
-    def cancel(self) -> None:
-        """Makes it leave at the next step, whether it waits or runs; from any thread."""
-        self.is_cancelled = True
-
-
-@dataclass(frozen=True)
-class NewToken:
-    """One token of one request.
-
-    Attributes:
-        request: Whose.
-        token_id: Which; None when the request ended without another token.
-        is_last: Whether the request has ended; its `ending` says why.
-    """
-
-    request: DecodingRequest
-    token_id: int | None
-    is_last: bool
 
 
 class ContinuousDecoder:
@@ -101,19 +45,31 @@ class ContinuousDecoder:
         lm: The model; every layer must be attention, full or with a sliding window.
         merge: How edits of single rows become edits of a batch: `interventions.merge_rows`.
         n_slots: Most requests that run at once, at least 1.
+        max_cached_tokens: Most tokens, padding included, whose keys and values are kept at once; no
+            bound when not given. A request waits for its slot until all that run, written to
+            their ends, fit in.
 
     Raises:
-        ConfigError: If `n_slots` is below 1.
+        ConfigError: If `n_slots` or `max_cached_tokens` is below 1.
         ModelError: If a layer of the model keeps a recurrent state.
     """
 
-    def __init__(self, lm: LanguageModel, merge: MergeRows, *, n_slots: int = 32) -> None:
-        if n_slots < 1:
-            raise ConfigError(f"n_slots is {n_slots}, expected at least 1")
+    def __init__(
+        self,
+        lm: LanguageModel,
+        merge: MergeRows,
+        *,
+        n_slots: int = 32,
+        max_cached_tokens: int | None = None,
+    ) -> None:
+        for name, value in (("n_slots", n_slots), ("max_cached_tokens", max_cached_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1")
         require_growing_cache(lm)
         self.lm = lm
         self.merge = merge
         self.n_slots = n_slots
+        self.max_cached_tokens = max_cached_tokens
         self._accepted = set(signature(lm.model.forward).parameters)
         self._lock = threading.Lock()
         self._waiting: deque[DecodingRequest] = deque()
@@ -152,7 +108,8 @@ class ContinuousDecoder:
             The request, which fills as steps are taken.
 
         Raises:
-            ConfigError: If `max_new_tokens` is below 1.
+            ConfigError: If `max_new_tokens` is below 1, or the text and these do not fit into
+                `max_cached_tokens`.
             DataError: If the text is empty, too long or already ended.
             SiteError: If an edit is at a site that the model does not have.
             ShapeError: If an edit does not fit the model.
@@ -164,6 +121,12 @@ class ContinuousDecoder:
         placed = tuple(edits(pad_batch([text], self.lm.pad_id, "left")))
         check_edits(self.lm.layout, placed)
         request = DecodingRequest(text, max_new_tokens, placed)
+        if not self._fits([request]):
+            raise ConfigError(
+                f"{len(text)} tokens and {max_new_tokens} new ones are more than the "
+                f"{self.max_cached_tokens} that may be kept: shorten the text, ask for fewer, or "
+                "raise max_cached_tokens"
+            )
         with self._lock:
             self._waiting.append(request)
         return request
@@ -272,16 +235,24 @@ class ContinuousDecoder:
         self._drop_done()
 
     def _admit(self) -> None:
-        n_free = self.n_slots - len(self._running)
+        chosen: list[DecodingRequest] = []
         with self._lock:
-            chosen = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
+            # In their order: a long request is not overtaken for ever by short ones.
+            while self._waiting and self._fits([*self._running, *chosen, self._waiting[0]]):
+                chosen.append(self._waiting.popleft())
         try:
-            for group in _of_like_length(chosen):
+            for group in of_like_length(chosen):
                 self._start_together(group)
         except BaseException:
             with self._lock:
-                self._waiting.extendleft(one for one in reversed(chosen) if not _has_begun(one))
+                self._waiting.extendleft(one for one in reversed(chosen) if not one.has_begun)
             raise
+
+    def _fits(self, requests: Sequence[DecodingRequest]) -> bool:
+        """Says whether requests may run at once, each to its last token."""
+        longest = max(one.most_tokens for one in requests)
+        most = self.max_cached_tokens
+        return len(requests) <= self.n_slots and (most is None or len(requests) * longest <= most)
 
     def _start_together(self, group: Sequence[DecodingRequest]) -> None:
         try:
@@ -363,21 +334,6 @@ class ContinuousDecoder:
             )
         request.ending = ending
         self._news.append(NewToken(request, token_id, is_last=True))
-
-
-def _has_begun(request: DecodingRequest) -> bool:
-    return bool(request.token_ids) or request.is_done
-
-
-def _of_like_length(requests: Sequence[DecodingRequest]) -> list[list[DecodingRequest]]:
-    """Groups requests so that padding never is more than half of a row."""
-    groups: list[list[DecodingRequest]] = []
-    for request in sorted(requests, key=lambda one: -len(one.text)):
-        if groups and 2 * len(request.text) >= len(groups[-1][0].text):
-            groups[-1].append(request)
-        else:
-            groups.append([request])
-    return groups
 
 
 def _widened(placed: Sequence[PlacedEdit], width: int) -> list[PlacedEdit]:

@@ -129,8 +129,8 @@ LLAMA = tiny_model("llama")
 class Schedule:
     """Takes steps, cancels requests after some of them, and keeps what it is told."""
 
-    def __init__(self, lm, n_slots):
-        self.decoder = ContinuousDecoder(lm, merge_rows, n_slots=n_slots)
+    def __init__(self, lm, n_slots, most):
+        self.decoder = ContinuousDecoder(lm, merge_rows, n_slots=n_slots, max_cached_tokens=most)
         self.n_steps, self.leaving, self.told = 0, {}, {}
 
     def step(self):
@@ -140,6 +140,9 @@ class Schedule:
             self.told.setdefault(new.request, []).append(new)
         self.n_steps += 1
         assert self.decoder.n_running <= self.decoder.n_slots
+        if self.decoder.max_cached_tokens is not None and self.decoder._rows is not None:
+            keys, _ = self.decoder._rows.held()[0]
+            assert keys.shape[0] * keys.shape[2] <= self.decoder.max_cached_tokens
         assert n_hooks(self.decoder.lm) == 0
 
     def submit(self, text, edits, n_new, left_after):
@@ -150,10 +153,13 @@ class Schedule:
 
 
 @settings(deadline=None, max_examples=15)
-@given(asked=SUBMISSIONS, n_slots=st.integers(1, 4))
-def test_whatever_joins_and_leaves_every_request_gets_the_tokens_it_gets_alone(asked, n_slots):
+@given(asked=SUBMISSIONS, n_slots=st.integers(1, 4), room=st.none() | st.integers(0, 80))
+def test_whatever_joins_and_leaves_every_request_gets_the_tokens_it_gets_alone(
+    asked, n_slots, room
+):
     texts = encode_prompts(LLAMA.tokenizer, PROMPTS)
-    schedule, requests = Schedule(LLAMA, n_slots), []
+    longest = max(len(texts[prompt]) + n_new for prompt, _, n_new, *_ in asked)
+    schedule, requests = Schedule(LLAMA, n_slots, None if room is None else longest + room), []
     for prompt, choice, n_new, n_before, left_after in asked:
         edits = placing(CHOICES[choice])
         requests.append((schedule.submit(texts[prompt], edits, n_new, left_after), edits))
@@ -327,6 +333,12 @@ def test_pieces_of_text_join_to_the_whole_and_never_split_a_character(kind, text
 def test_what_cannot_be_continued_is_refused_at_the_door(lm, texts):
     with pytest.raises(ConfigError, match="n_slots is 0"):
         ContinuousDecoder(lm, merge_rows, n_slots=0)
+    with pytest.raises(ConfigError, match="max_cached_tokens is 0"):
+        ContinuousDecoder(lm, merge_rows, max_cached_tokens=0)
+    small = ContinuousDecoder(lm, merge_rows, max_cached_tokens=len(texts[0]) + 3)
+    assert not small.submit(texts[0], max_new_tokens=3).is_done
+    with pytest.raises(ConfigError, match="more than the"):
+        small.submit(texts[0], max_new_tokens=4)
     decoder = ContinuousDecoder(lm, merge_rows)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         decoder.submit(texts[0], max_new_tokens=0)
