@@ -125,22 +125,22 @@ def behaviour_rate(bench: Bench, arm: Arm, way: Way) -> float:
 
 def race(
     lm: LanguageModel, arms: Sequence[Arm], config: RunConfig, twins: Any
-) -> tuple[SweepRace, list[int], Bench, float]:
+) -> tuple[SweepRace, list[int], float]:
     """Runs a sweep with the completions of its finalists; returns seconds, too."""
     started = time.process_time()
     blocks = cut_into_blocks(lm, twins, RULES.sizes(len(twins)), config, RULES.max_answer_tokens)
     found = SweepRace(SweepScores(blocks, arms), config, RULES)
     order = found.run()
-    bench = Bench(lm, twins, config)
+    some = Bench(lm, twins[: RULES.n_completions], config)
     for cell in order[: RULES.n_finalists]:
-        bench.complete(arms[cell])
-    return found, order, bench, time.process_time() - started
+        some.complete(arms[cell])
+    return found, order, time.process_time() - started
 
 
 def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
     """Holds the sweep of one organism against completions of every cell."""
     lm, arms, config, twins = open_organism(name, n_questions)
-    found, order, _, seconds = race(lm, arms, config, twins)
+    found, order, seconds = race(lm, arms, config, twins)
     bench = Bench(lm, twins, config)
     cells = found.cells()
     started = time.process_time()
@@ -199,7 +199,8 @@ def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
 def compare_time(scale: Scale, n_questions: int, n_written: int) -> dict[str, Any]:
     """Compares seconds of a sweep with those of completions of every cell on a random model."""
     lm, arms, config, twins = open_random(scale, n_questions)
-    found, order, bench, seconds = race(lm, arms, config, twins)
+    found, order, seconds = race(lm, arms, config, twins)
+    bench = Bench(lm, twins, config)
     sample = arms[:: max(1, len(arms) // n_written)][:n_written]
     started = time.process_time()
     for arm in sample:

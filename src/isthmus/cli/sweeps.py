@@ -35,6 +35,7 @@ Finalists = Annotated[int, typer.Option(min=1, help="Cells that write completion
 Scored = Annotated[
     int, typer.Option(min=1, help="How much of a given answer is scored, in tokens.")
 ]
+Written = Annotated[int, typer.Option(min=1, help="Questions that finalists write completions to.")]
 Length = Annotated[int | None, typer.Option(min=1, help="Length of completions.")]
 Cached = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Go on from a sweep that was stopped.")
@@ -68,6 +69,7 @@ def sweep(
     level: Level = 0.995,
     n_finalists: Finalists = 3,
     max_answer_tokens: Scored = 16,
+    n_completions: Written = 32,
     max_new_tokens: Length = None,
     is_cached: Cached = True,
     dtype: DtypeOfRun = None,
@@ -97,6 +99,7 @@ def sweep(
             level=level,
             n_finalists=n_finalists,
             max_answer_tokens=max_answer_tokens,
+            n_completions=n_completions,
             max_new_tokens=max_new_tokens,
             is_cached=is_cached,
             dtype=dtype,

@@ -84,6 +84,7 @@ def sweep(
     level: float = 0.995,
     n_finalists: int = 3,
     max_answer_tokens: int = 16,
+    n_completions: int = 32,
     max_new_tokens: int | None = None,
     is_cached: bool = True,
     dtype: Dtype | None = None,
@@ -122,6 +123,7 @@ def sweep(
         n_finalists: Cells that write completions.
         max_answer_tokens: How much of a given answer is scored, at least as far as the answers of
             a question differ.
+        n_completions: Validation questions that finalists write completions to.
         max_new_tokens: Length of completions.
         is_cached: Whether scores of an earlier sweep that was stopped are used.
         dtype: Computation type.
@@ -139,7 +141,7 @@ def sweep(
         StrengthError: If a strength is out of range.
         OutputError: If the place holds something else than a sweep.
     """
-    rules = RaceRules(n_stages, keep, level, n_finalists, max_answer_tokens)
+    rules = RaceRules(n_stages, keep, level, n_finalists, max_answer_tokens, n_completions)
     kinds = edits_of(edits)
     if out is not None:
         require_place(Path(out))
@@ -228,8 +230,10 @@ class _Choice:
         started = time.perf_counter()
         with metering(self.lm.layout) as meter:
             race, order = self._race(rules, is_cached=is_cached)
-            rows, whole = self._validated(race, order[: rules.n_finalists])
+            finalists = order[: rules.n_finalists]
+            rows = self._validated(race, finalists, rules.n_completions)
         seconds = time.perf_counter() - started
+        whole = Bench(self.lm, self.splits.validation, self.config)
         cells = race.cells()
         best = cells[order[0]]
         rows += self._costs(best, meter, seconds, whole)
@@ -275,8 +279,8 @@ class _Choice:
         return Recorder(self.config, self.config.source, name, split, n_resamples)
 
     def _validated(
-        self, race: SweepRace, finalists: Sequence[int]
-    ) -> tuple[list[Measurement], Bench]:
+        self, race: SweepRace, finalists: Sequence[int], n_completions: int
+    ) -> list[Measurement]:
         """Returns every cell's numbers on validation; finalists answer as well."""
         recorder = self._recorder("validation", _RESAMPLES)
         cells = race.cells()
@@ -292,13 +296,13 @@ class _Choice:
             ]
             if damage is not None:
                 rows.append(recorder.divergence(arm, damage.divergence))
-        bench = Bench(self.lm, self.splits.validation, self.config)
+        bench = Bench(self.lm, self.splits.validation[:n_completions], self.config)
         with self.clock.stage("let finalists answer", len(finalists)) as advance:
             for cell in finalists:
                 arm = self.arms[cell]
                 rows += recorder.behaviour(arm, bench.complete(arm), bench.asked(arm))
                 advance(1)
-        return rows, bench
+        return rows
 
     def _tested(self, best: SweptCell) -> list[Measurement]:
         test = Bench(self.lm, self.splits.test, self.config)

@@ -86,6 +86,7 @@ class RaceRules:
         n_finalists: Cells that write completions; as many go on, however small the share.
         max_answer_tokens: How much of a given answer is scored, at least as far as the answers of
             a question differ.
+        n_completions: Questions that finalists write completions to.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -96,10 +97,11 @@ class RaceRules:
     level: float = 0.995
     n_finalists: int = 3
     max_answer_tokens: int = 16
+    n_completions: int = 32
 
     def __post_init__(self) -> None:
         """Checks all of them."""
-        for name in ("n_stages", "n_finalists", "max_answer_tokens"):
+        for name in ("n_stages", "n_finalists", "max_answer_tokens", "n_completions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         require_level(self.level)
