@@ -67,7 +67,11 @@ def cases(scale: Scale, groups: Sequence[str], seed: int) -> Iterator[Case]:
 
 
 def measure(
-    every: Iterator[Case], n_repeats: int, clock: Callable[[Variant], float], console: Console
+    every: Iterator[Case],
+    n_repeats: int,
+    clock: Callable[[Variant], float],
+    console: Console,
+    keep: Callable[[list[CaseResult]], None],
 ) -> list[CaseResult]:
     """Checks and times cases.
 
@@ -76,6 +80,7 @@ def measure(
         n_repeats: Rounds, unless a case has its own number.
         clock: What a run is timed by.
         console: Shows which case is running.
+        keep: Given what was found so far after every case: a run that is stopped loses one.
 
     Returns:
         What was found, case by case.
@@ -85,6 +90,7 @@ def measure(
         for case in every:
             status.update(f"{case.group}: {case.name}")
             found.append(measure_case(case, n_repeats, clock))
+            keep(found)
             console.print(f"done: {case.group}: {case.name}", highlight=False)
     return found
 
@@ -115,8 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         every = cases(scale, groups, given.seed)
-        found = measure(every, n_repeats, CLOCKS[given.clock], console)
-        write_results(given.out, given.name or f"{scale.name}-cpu", found, where)
+        name = given.name or f"{scale.name}-cpu"
+        found = measure(
+            every,
+            n_repeats,
+            CLOCKS[given.clock],
+            console,
+            lambda so_far: write_results(given.out, name, so_far, where),
+        )
+        write_results(given.out, name, found, where)
         if scale.name == FULL.name and groups == GROUPS and given.out == OUT:
             write_table(PAGE, found, where)
     except IsthmusError as error:

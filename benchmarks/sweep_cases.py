@@ -35,6 +35,7 @@ from isthmus.workflows.arms import Arm, Way
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import RunConfig, make_config
 from isthmus.workflows.judging import judge_completions
+from isthmus.workflows.measuring import point_effect
 from isthmus.workflows.selection import Scored, best_within, harm_of
 from isthmus.workflows.sweep import STRENGTHS
 from isthmus.workflows.sweep_cells import cells_of
@@ -48,12 +49,15 @@ N_NEW = 48
 RULES = RaceRules()
 
 
-def open_organism(name: str, n_questions: int) -> tuple[LanguageModel, list[Arm], RunConfig, Any]:
+def open_organism(
+    name: str, n_questions: int, task: str = "backdoor"
+) -> tuple[LanguageModel, list[Arm], RunConfig, Any]:
     """Loads an organism, its cells and its validation questions."""
     config = make_config(
         {
             "source": name,
             "targets": [name],
+            "task": task,
             "strengths": STRENGTHS,
             "n_train": 120,
             "n_validation": n_questions,
@@ -137,9 +141,9 @@ def race(
     return found, order, time.process_time() - started
 
 
-def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
+def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
     """Holds the sweep of one organism against completions of every cell."""
-    lm, arms, config, twins = open_organism(name, n_questions)
+    lm, arms, config, twins = open_organism(name, n_questions, task)
     found, order, seconds = race(lm, arms, config, twins)
     bench = Bench(lm, twins, config)
     cells = found.cells()
@@ -170,8 +174,11 @@ def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
     best = scored.index(best_within(scored, config))
     usable = [i for i, one in enumerate(scored) if not harm_of(one, config)] or [best]
     effects = np.array([one.effect for one in scored])
+    swaps = np.array([point_effect(one.losses) for one in every])
+    by_swap = max(usable, key=lambda i: swaps[i])
     return {
         "model": name,
+        "task": task,
         "n_cells": len(arms),
         "n_questions": len(twins),
         "chosen": _named(arms[order[0]]),
@@ -186,6 +193,8 @@ def compare_behaviour(name: str, n_questions: int) -> dict[str, Any]:
             np.array([cells[i].effect for i in usable]), truth[usable]
         ),
         "rank_correlation_behaviour_of_all_likelihoods": _ranks(effects, truth),
+        "rank_correlation_behaviour_of_swap": _ranks(swaps, truth),
+        "regret_behaviour_of_swap": float(truth[usable].max() - truth[by_swap]),
         "n_in": sum(one.fate == "in" for one in cells),
         "seconds": seconds,
         "seconds_all_likelihoods": seconds_likelihood,
@@ -235,7 +244,10 @@ def _ranks(found: np.ndarray, truth: np.ndarray) -> float:
 def main() -> None:
     """Measures and writes `benchmarks/results/sweep.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", help="an organism; may be given again")
+    parser.add_argument(
+        "--model", action="append", help="an organism, or ORGANISM:TASK; may be given again"
+    )
+    parser.add_argument("--no-time", action="store_true", help="leave the random model out")
     parser.add_argument("--n-questions", type=int, default=48)
     parser.add_argument("--n-timed", type=int, default=48, help="questions of the random model")
     parser.add_argument("--n-written", type=int, default=4, help="cells of the random model")
@@ -249,8 +261,12 @@ def main() -> None:
         "behaviour": [],
     }
     for one in names:
-        found["behaviour"].append(compare_behaviour(f"organism:{one}", given.n_questions))
-        report(given.out, found, found["behaviour"][-1])
+        base, _, task = one.partition(":")
+        row = compare_behaviour(f"organism:{base}", given.n_questions, task or "backdoor")
+        found["behaviour"].append(row)
+        report(given.out, found, row)
+    if given.no_time:
+        return
     found["time"] = compare_time(FULL, given.n_timed, given.n_written)
     report(given.out, found, found["time"])
 

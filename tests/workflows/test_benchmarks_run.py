@@ -258,9 +258,13 @@ def test_the_documentation_has_a_place_for_the_table() -> None:
     assert END in rest
 
 
-def test_all_cases_of_a_group_are_measured_in_order() -> None:
+def test_all_cases_of_a_group_are_measured_in_order_and_kept_one_by_one() -> None:
     cases = list(run.cases(TINY, ["generation"], 0))
-    found = run.measure(iter(cases), 2, ticking(), Console(quiet=True))
+    kept: list[int] = []
+    found = run.measure(
+        iter(cases), 2, ticking(), Console(quiet=True), lambda so_far: kept.append(len(so_far))
+    )
+    assert kept == [1, 2]
     assert [one.case for one in found] == [
         "Generation: 6 new tokens, batch 2",
         "Generation: 6 new tokens, batch 5",

@@ -49,7 +49,7 @@ def answer_means(
 
 
 def fork_of(text: EncodedText, rival: EncodedText) -> int:
-    """Returns the first answer token in which two texts differ; 0 where they do not."""
+    """Returns the first answer token in which two texts differ; 0 where one begins the other."""
     own, other = text.token_ids[text.n_prompt :], rival.token_ids[rival.n_prompt :]
     pairs = zip(own, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), 0)
@@ -70,7 +70,8 @@ def is_likelier(
         rivals: The same prompts with other answers.
 
     Returns:
-        True where the answer's token is likelier, on the CPU; False where the answers are alike.
+        True where the answer's token is likelier, on the CPU; False where one answer is or begins
+        the other.
     """
     at, own, other = [], [], []
     first = 0

@@ -113,6 +113,7 @@ class Bench:
             positions: Which tokens.
         """
         self.expect(sites, positions)
+        self._is_read(self.encoded.benign)
         _ = self.untouched, self._benign_logprobs
 
     def _is_read(self, texts: Sequence[EncodedText]) -> bool:
