@@ -237,8 +237,10 @@ def _named(arm: Arm) -> str:
     return f"{arm.site} {arm.edit} x{arm.strength:g}"
 
 
-def _ranks(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(rank_correlation(found, truth[None])[0])
+def _ranks(found: np.ndarray, truth: np.ndarray) -> float | None:
+    """Returns a rank correlation; None where one side has no ranks."""
+    value = float(rank_correlation(found, truth[None])[0])
+    return None if np.isnan(value) else value
 
 
 def main() -> None:
