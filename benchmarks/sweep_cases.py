@@ -141,6 +141,18 @@ def race(
     return found, order, time.process_time() - started
 
 
+def truth_of(bench: Bench, arms: Sequence[Arm]) -> tuple[np.ndarray, float, float]:
+    """Returns swap by completions of every cell, and the seconds of one way and of both."""
+    started = time.process_time()
+    removed = np.array([behaviour_rate(bench, arm, "removal") for arm in arms])
+    one_way = time.process_time() - started
+    caused = np.array([behaviour_rate(bench, arm, "induction") for arm in arms])
+    both_ways = time.process_time() - started
+    before, after = (behaviour_rate(bench, Arm("none"), way) for way in ("removal", "induction"))
+    gap = before - after
+    return np.minimum((before - removed) / gap, (caused - after) / gap), one_way, both_ways
+
+
 def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
     """Holds the sweep of one organism against completions of every cell."""
     lm, arms, config, twins = open_organism(name, n_questions, task)
@@ -151,17 +163,7 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
     every = SweepScores([bench], arms).effects(range(len(arms)), 1)
     changes = bench.benign_changes(arms)
     seconds_likelihood = time.process_time() - started
-    started = time.process_time()
-    removed = [behaviour_rate(bench, arm, "removal") for arm in arms]
-    seconds_one_way = time.process_time() - started
-    caused = [behaviour_rate(bench, arm, "induction") for arm in arms]
-    seconds_both_ways = time.process_time() - started
-    kept = (
-        behaviour_rate(bench, Arm("none"), "removal"),
-        behaviour_rate(bench, Arm("none"), "induction"),
-    )
-    gap = kept[0] - kept[1]
-    truth = np.minimum((kept[0] - np.array(removed)) / gap, (np.array(caused) - kept[1]) / gap)
+    truth, seconds_one_way, seconds_both_ways = truth_of(bench, arms)
     scored = [
         Scored(
             arm,
