@@ -185,7 +185,7 @@ def summary_of(result: SweepResult) -> list[str]:
     for place, cell in enumerate(result.finalists, start=1):
         arm = cell.arm
         rates = [
-            f"{m.metric} {m.value:.2f} [{m.ci_low:.2f}, {m.ci_high:.2f}]"
+            f"{m.metric} {m.value:.2f} [{m.ci_low:.2f}, {m.ci_high:.2f}] of {m.n}"
             for m in result.measurements
             if m.split == "validation"
             and m.metric in {"behaviour_rate", "answer_accuracy"}
@@ -194,8 +194,8 @@ def summary_of(result: SweepResult) -> list[str]:
         ]
         lines.append(
             f"{place}. {arm.site} {arm.positions} {arm.edit} ×{arm.strength:g}: effect "
-            f"{cell.effect:.3f}, benign KL {cell.damage or 0.0:.3f}, {', '.join(rates)} "
-            f"(n = {cell.n})"
+            f"{cell.effect:.3f} and benign KL {cell.damage or 0.0:.3f} of {cell.n} questions, "
+            + ", ".join(rates)
         )
     fates = [cell.fate for cell in result.cells]
     lines.append(
