@@ -129,7 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console,
             lambda so_far: write_results(given.out, name, so_far, where),
         )
-        write_results(given.out, name, found, where)
         if scale.name == FULL.name and groups == GROUPS and given.out == OUT:
             write_table(PAGE, found, where)
     except IsthmusError as error:

@@ -142,7 +142,7 @@ def race(
 
 
 def truth_of(bench: Bench, arms: Sequence[Arm]) -> tuple[np.ndarray, float, float]:
-    """Returns swap by completions of every cell, and the seconds of one way and of both."""
+    """Returns both recoveries by completions of every cell, and seconds of one way and of both."""
     started = time.process_time()
     removed = np.array([behaviour_rate(bench, arm, "removal") for arm in arms])
     one_way = time.process_time() - started
@@ -150,7 +150,7 @@ def truth_of(bench: Bench, arms: Sequence[Arm]) -> tuple[np.ndarray, float, floa
     both_ways = time.process_time() - started
     before, after = (behaviour_rate(bench, Arm("none"), way) for way in ("removal", "induction"))
     gap = before - after
-    return np.minimum((before - removed) / gap, (caused - after) / gap), one_way, both_ways
+    return np.stack([(before - removed) / gap, (caused - after) / gap]), one_way, both_ways
 
 
 def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
@@ -163,7 +163,8 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
     every = SweepScores([bench], arms).effects(range(len(arms)), 1)
     changes = bench.benign_changes(arms)
     seconds_likelihood = time.process_time() - started
-    truth, seconds_one_way, seconds_both_ways = truth_of(bench, arms)
+    written_ways, seconds_one_way, seconds_both_ways = truth_of(bench, arms)
+    truth = written_ways.min(axis=0)
     scored = [
         Scored(
             arm,
@@ -204,6 +205,16 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
         "seconds_completions_both_ways": seconds_both_ways,
         "times_cheaper_one_way": seconds_one_way / seconds,
         "times_cheaper_both_ways": seconds_both_ways / seconds,
+        "cells": [
+            {
+                "cell": _named(one.arm),
+                "swap": float(swap),
+                "effect": one.effect,
+                "is_usable": not harm_of(one, config),
+                "by_completions": ways,
+            }
+            for one, swap, ways in zip(scored, swaps, written_ways.T.tolist(), strict=True)
+        ],
     }
 
 
@@ -278,7 +289,8 @@ def main() -> None:
 def report(path: Path, found: dict[str, Any], row: dict[str, Any]) -> None:
     """Writes what was found so far and prints the latest of it."""
     write_json(path, found)
-    print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
+    shown = {key: v for key, v in row.items() if key != "cells"}
+    print({k: round(v, 3) if isinstance(v, float) else v for k, v in shown.items()}, flush=True)
 
 
 if __name__ == "__main__":

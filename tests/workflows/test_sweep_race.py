@@ -60,6 +60,8 @@ class Counting(Questions):
 class Told(SweepScores):
     """Knows the losses and the damage of every cell, and notes what it is asked."""
 
+    turns = True
+
     def tell(self, effects: list[float], damages: list[float], noise: float = 0.1) -> "Told":
         rng = np.random.default_rng(0)
         self.bad, self.clean = 3 + rng.normal(0, noise, N), 1 + rng.normal(0, noise / 3, N)
@@ -79,7 +81,7 @@ class Told(SweepScores):
         n = sum(self.n_questions[:n_blocks])
         for cell in cells:
             self.asked[cell] = max(n_blocks, self.asked.get(cell, 0))
-        turned = np.ones(n, dtype=bool)
+        turned = np.full(n, self.turns)
         every = [
             Turning(AnswerLosses(self.bad[:n], self.clean[:n], self.edited[c][:n]), turned)
             for c in cells
@@ -151,6 +153,16 @@ def test_of_every_stage_the_best_quarter_goes_on():
     assert order[0] <= 2
     # Damage is scored of those that are about to go on, not of all.
     assert len(scores.harmed) < len(cells)
+
+
+@pytest.mark.parametrize("rules", [RaceRules(), CAREFUL])
+def test_where_no_answer_turns_the_cell_that_moves_them_furthest_wins(rules: RaceRules):
+    scores = told([0.1, 0.2, 0.3, 0.4, 0.5, 0.2, 0.1, 0.3], [0.01] * 8, rules)
+    scores.divergence[4] = np.full(N, 0.02)
+    scores.turns = False
+    race = SweepRace(scores, CONFIG, rules)
+    assert race.run()[0] == 4
+    assert all(one.effect == 0 for one in race.cells())
 
 
 def test_cells_with_more_effect_than_the_budget_allows_take_no_place_of_the_share():

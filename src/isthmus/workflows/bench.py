@@ -113,11 +113,11 @@ class Bench:
             positions: Which tokens.
         """
         self.expect(sites, positions)
-        self._is_read(self.encoded.benign)
+        self._read_as_expected(self.encoded.benign)
         _ = self.untouched, self._benign_logprobs
 
-    def _is_read(self, texts: Sequence[EncodedText]) -> bool:
-        """Reads texts for the arms that are expected; says whether there are any."""
+    def _read_as_expected(self, texts: Sequence[EncodedText]) -> bool:
+        """Reads texts for the arms that are expected; returns False where none are."""
         if self._expected is None:
             return False
         sites, positions = self._expected
@@ -128,7 +128,7 @@ class Bench:
     def _nll(self, texts: Sequence[EncodedText]) -> Losses:
         encoded = self.encoded
         is_edited = texts is encoded.triggered or texts is encoded.clean_bad
-        if is_edited and self._is_read(texts):
+        if is_edited and self._read_as_expected(texts):
             return self._passes.unedited_nll(texts).double().numpy()
         return answer_nll(self.lm, texts, batch_size=self.config.batch_size).nll.double().numpy()
 
@@ -247,7 +247,7 @@ class Bench:
         n_answer = sum(len(text) - text.n_prompt for text in self.encoded.benign)
         if n_answer * len(self.lm.tokenizer) > _MOST_KEPT:
             return None
-        if self._is_read(self.encoded.benign):
+        if self._read_as_expected(self.encoded.benign):
             return self._passes.unedited_logprobs(self.encoded.benign)
         return answer_logprobs(self.lm, self.encoded.benign, batch_size=self.config.batch_size)
 

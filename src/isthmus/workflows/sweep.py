@@ -233,12 +233,11 @@ class _Choice:
             finalists = order[: rules.n_finalists]
             rows = self._validated(race, finalists, rules.n_completions)
         seconds = time.perf_counter() - started
-        whole = Bench(self.lm, self.splits.validation, self.config)
+        n_full = self._n_tokens_full()
         cells = race.cells()
         best = cells[order[0]]
-        rows += self._costs(best, meter, seconds, whole)
+        rows += self._costs(best, meter, seconds, n_full)
         rows += self._tested(best)
-        n_full = self._n_tokens_full(whole)
         if out is not None:
             facts = {
                 "seeds": {"seed": self.config.seed},
@@ -310,18 +309,19 @@ class _Choice:
         return measure_arms(test, self._recorder("test"), arms, best.arm, self.clock).measurements
 
     def _costs(
-        self, best: SweptCell, meter: TokenMeter, seconds: float, bench: Bench
+        self, best: SweptCell, meter: TokenMeter, seconds: float, n_full: int
     ) -> list[Measurement]:
         spent = {
             "target_tokens": float(meter.n_tokens),
             "seconds": seconds,
-            "relative_cost": meter.n_tokens / self._n_tokens_full(bench),
+            "relative_cost": meter.n_tokens / n_full,
         }
         recorder = self._recorder("validation")
         return [recorder.record(best.arm, name, value, 1) for name, value in spent.items()]
 
-    def _n_tokens_full(self, bench: Bench) -> int:
+    def _n_tokens_full(self) -> int:
         """Counts what a completion per cell and question takes: prompts and new tokens."""
+        bench = Bench(self.lm, self.splits.validation, self.config)
         n_prompt = sum(text.n_prompt for text in bench.encoded.triggered)
         n_new = bench.n_new_tokens * len(bench.twins)
         return len(self.arms) * (n_prompt + n_new)

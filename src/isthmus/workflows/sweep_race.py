@@ -5,7 +5,8 @@ Each stage doubles the questions, and scores on the new ones only what is still 
 1. The leader of a stage is the cell with the most effect that keeps the budgets of damage so far.
 2. A cell is dropped for its effect when its paired difference to the leader, on the questions that
    both have seen, is below 0 at the stated level (`evaluation/racing.py`).
-3. Of what is left a stated share goes on: the cells with the most effect that seem to do no harm.
+3. Of what is left a stated share goes on: the cells with the most effect that seem to do no harm,
+   among equals those whose answers have moved furthest.
    Damage is scored from the most effect down, until there are enough of them.
 4. What goes on is dropped for its damage when that is beyond a budget which the leader keeps, at
    the same level.
@@ -33,6 +34,7 @@ from isthmus.evaluation.racing import (
 )
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
+from isthmus.workflows.measuring import point_effect
 from isthmus.workflows.selection import Scored, best_within, harm_of, order_of
 from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores, block_sizes
 
@@ -141,7 +143,7 @@ class SweepRace:
         while back := self._not_excluded(alive):
             alive += self._taken_on(back)
         scored = {cell: self._scored(cell, self.n_stages) for cell in alive}
-        return sorted(alive, key=lambda cell: self._merit(scored[cell]), reverse=True)
+        return sorted(alive, key=lambda cell: self._merit(cell, scored[cell]), reverse=True)
 
     def _taken_on(self, cells: Sequence[int]) -> list[int]:
         """Looks further at cells that were dropped; returns those that have seen everything.
@@ -218,7 +220,9 @@ class SweepRace:
         self, cells: Sequence[int], most: int, value: Mapping[int, float], stage: int
     ) -> list[int]:
         """Returns so many cells: those with the most effect that seem to do no harm."""
-        in_order = sorted(cells, key=lambda cell: -order_of(value[cell]))
+        in_order = sorted(
+            cells, key=lambda cell: self._rank(cell, value[cell], stage), reverse=True
+        )
         asked: list[int] = []
         harm: dict[int, int] = {}
         for first in range(0, len(in_order), _AT_ONCE):
@@ -229,9 +233,10 @@ class SweepRace:
             if sum(not one for one in harm.values()) >= most:
                 break
 
-        def merit(cell: int) -> tuple[float, float]:
-            one = self._scored(cell, stage)
-            return -float(harm[cell]), -one.damage if harm[cell] > 1 else order_of(value[cell])
+        def merit(cell: int) -> tuple[float, ...]:
+            rank = self._rank(cell, value[cell], stage)
+            gentle = (-self._scored(cell, stage).damage,)
+            return (-float(harm[cell]), *(gentle if harm[cell] > 1 else rank))
 
         return sorted(asked, key=merit, reverse=True)[:most]
 
@@ -253,7 +258,9 @@ class SweepRace:
     def _leader(self, alive: Sequence[int], effects: Effects, stage: int) -> int:
         """Returns the cell with the most effect within both budgets, or as near to that as any."""
         value = dict(zip(alive, effects.values, strict=True))
-        in_order = sorted(alive, key=lambda cell: -order_of(value[cell]))
+        in_order = sorted(
+            alive, key=lambda cell: self._rank(cell, value[cell], stage), reverse=True
+        )
         for first in range(0, len(in_order), _AT_ONCE):
             asked = in_order[first : first + _AT_ONCE]
             self._damages(asked, stage)
@@ -267,7 +274,7 @@ class SweepRace:
     def _not_excluded(self, alive: Sequence[int]) -> list[int]:
         """Returns the best of the dropped cells that the winner does not exclude."""
         scored = {cell: self._scored(cell, self.n_stages) for cell in alive}
-        best = max(scored, key=lambda cell: self._merit(scored[cell]))
+        best = max(scored, key=lambda cell: self._merit(cell, scored[cell]))
         harm = harm_of(scored[best], self.config)
         left: dict[int, float] = {}
         for stage in range(1, self.n_stages + 1):
@@ -332,8 +339,17 @@ class SweepRace:
         damage = self.scores.damages([cell], known)[0]
         return Scored(arm, effect, damage.mean, damage.accuracy_loss)
 
-    def _merit(self, scored: Scored) -> tuple[float, float, float]:
-        """Ranks cells as `best_within` chooses among them."""
+    def _rank(self, cell: int, effect: float, stage: int) -> tuple[float, float]:
+        """Returns what the better of two cells has more of: effect, then how far answers moved.
+
+        Where no answer turns at all, nothing else tells cells apart.
+        """
+        only = self.scores.arms[cell].edit == "ablate"
+        moved = point_effect(self.scores.effects([cell], stage)[0].losses, removal_only=only)
+        return order_of(effect), order_of(moved)
+
+    def _merit(self, cell: int, scored: Scored) -> tuple[float, ...]:
+        """Ranks cells that have seen everything as `best_within` chooses among them."""
         harm = float(harm_of(scored, self.config))
-        effect = order_of(scored.effect)
-        return (-harm, -scored.damage, effect) if harm > 1 else (-harm, effect, -scored.damage)
+        rank = self._rank(cell, scored.effect, self.n_stages)
+        return (-harm, -scored.damage, *rank) if harm > 1 else (-harm, *rank, -scored.damage)
