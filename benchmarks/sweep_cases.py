@@ -205,16 +205,7 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
         "seconds_completions_both_ways": seconds_both_ways,
         "times_cheaper_one_way": seconds_one_way / seconds,
         "times_cheaper_both_ways": seconds_both_ways / seconds,
-        "cells": [
-            {
-                "cell": _named(one.arm),
-                "swap": float(swap),
-                "effect": one.effect,
-                "is_usable": not harm_of(one, config),
-                "by_completions": ways,
-            }
-            for one, swap, ways in zip(scored, swaps, written_ways.T.tolist(), strict=True)
-        ],
+        "cells": _cells(scored, swaps, written_ways, config),
     }
 
 
@@ -244,6 +235,22 @@ def compare_time(scale: Scale, n_questions: int, n_written: int) -> dict[str, An
         "times_cheaper_one_way": per_cell * len(arms) / seconds,
         "times_cheaper_both_ways": 2 * per_cell * len(arms) / seconds,
     }
+
+
+def _cells(
+    scored: Sequence[Scored], swaps: np.ndarray, written_ways: np.ndarray, config: RunConfig
+) -> list[dict[str, Any]]:
+    """Returns what is known of every cell on all questions, completions of both ways among it."""
+    return [
+        {
+            "cell": _named(one.arm),
+            "swap": float(swap),
+            "effect": one.effect,
+            "is_usable": not harm_of(one, config),
+            "by_completions": ways,
+        }
+        for one, swap, ways in zip(scored, swaps, written_ways.T.tolist(), strict=True)
+    ]
 
 
 def _named(arm: Arm) -> str:
