@@ -11,7 +11,8 @@ from isthmus.evaluation.paper_matching import best_match, found_for
 from isthmus.models.organisms import packed_folder, unpack_organism
 from isthmus.studies import reproduce as module
 from isthmus.studies.paper_models import Scope, keys_of_models
-from isthmus.studies.paper_parts import PARTS, Part, joined
+from isthmus.studies.paper_parts import PARTS
+from isthmus.studies.part_kinds import Part, joined
 from isthmus.studies.part_processes import compute_in_processes
 from isthmus.studies.reproduce import reproduce
 from isthmus.studies.result import StudyResult

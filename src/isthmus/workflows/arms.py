@@ -81,6 +81,7 @@ class Arm:
         source_sites: Where it was learned, as written.
         seed: Draw of a random condition.
         mean: Mean state for mean ablation.
+        fixed: What it does either way, where that is made from no direction, such as a switch.
     """
 
     condition: str
@@ -93,6 +94,7 @@ class Arm:
     source_sites: str | None = None
     seed: int = 0
     mean: Mapping[Site, Float[Tensor, "position d_model"]] = field(default_factory=dict)
+    fixed: Mapping[Way, Intervention] = field(default_factory=dict)
 
     def at(self, strength: float) -> "Arm":
         """Returns the same arm at another strength."""
@@ -112,6 +114,8 @@ class Arm:
         """
         if self.condition in {"none", "clean", "prompt_only"}:
             return None
+        if self.fixed:
+            return self.fixed[way]
         if self.positions is None or self.strength is None:
             raise ConfigError(f"the {self.condition} arm has no positions or strength")
         if self.condition == "mean_ablation":

@@ -1,0 +1,71 @@
+"""What a part of the reproduction is, and several of its studies as one."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from isthmus.core.progress import Progress
+from isthmus.evaluation.report import short_name
+from isthmus.studies.paper_models import Scope
+from isthmus.studies.result import StudyResult
+from isthmus.workflows.config import TaskName
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the reproduction.
+
+    Attributes:
+        title: Heading, with the paper's section.
+        task: Whose configurations name its models, where such are given.
+        run: Does it.
+        organisms: What it reads where none are given.
+        has_shards: Whether it hands its work to the scope's engine by itself.
+    """
+
+    title: str
+    task: TaskName
+    run: Callable[[Scope, Progress], StudyResult]
+    organisms: tuple[str, ...]
+    has_shards: bool = False
+
+
+def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
+    """Returns studies of several pairs as one.
+
+    Args:
+        name: Its name.
+        results: At least one.
+
+    Returns:
+        All numbers, notes and pictures, in order. A title that several have, and a note that not
+        all have, says of which pair it is.
+    """
+    pairs = [_pair_of(result) for result in results]
+    n_titles = Counter(title for result in results for title in result.figures)
+    n_notes = Counter(note for result in results for note in dict.fromkeys(result.notes))
+    figures: dict[str, str] = {}
+    notes: list[str] = []
+    for number, (pair, result) in enumerate(zip(pairs, results, strict=True), start=1):
+        for title, svg in result.figures.items():
+            named = title if n_titles[title] == 1 else f"{title} ({pair})"
+            figures[named if named not in figures else f"{title} ({pair}, {number})"] = svg
+        for note in result.notes:
+            is_shared = n_notes[note] == len(results) or len(set(pairs)) == 1
+            notes.append(note if is_shared else f"{pair}: {note}")
+    return StudyResult(
+        name,
+        tuple(itertools.chain.from_iterable(r.measurements for r in results)),
+        tuple(dict.fromkeys(notes)),
+        figures,
+        tuple(itertools.chain.from_iterable(r.rows for r in results)),
+    )
+
+
+def _pair_of(result: StudyResult) -> str:
+    if not result.measurements:
+        return result.name
+    first = result.measurements[0]
+    ends = dict.fromkeys(short_name(one) for one in (first.source, first.target) if one)
+    return " → ".join(ends) or result.name

@@ -1,0 +1,46 @@
+import pytest
+from tests.workflows.small import small_config
+
+from isthmus.core.errors import TriggerError
+from isthmus.studies.trigger_switch import TriggerSwitchSizes, study_trigger_switch
+
+SIZES = TriggerSwitchSizes(
+    rank=8, n_train=16, n_validation=6, carried=("ridge_contrast", "shuffled_map")
+)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return study_trigger_switch(
+        small_config(n_train=16, n_validation=6, n_test=12, maps=["ridge"]), sizes=SIZES
+    )
+
+
+def test_a_carried_switch_works_both_ways_and_its_controls_do_not(result):
+    swaps = {m.condition: m.value for m in result.measurements if m.metric == "swap"}
+    assert set(swaps) == {"native", "transferred", "shuffled_map", "random"}
+    assert swaps["native"] > 0.8
+    assert swaps["transferred"] > 0.8
+    assert swaps["shuffled_map"] < 0.2
+    # Turned by a rotation, as large an edit upsets the model, but answers stay what they were.
+    assert swaps["random"] < 0.6
+    rates = {m.condition: m.value for m in result.measurements if m.metric == "behaviour_rate"}
+    assert rates["transferred"] < 0.2
+    assert min(rates["shuffled_map"], rates["random"]) > 0.7
+
+
+def test_every_arm_says_that_it_edits_after_blocks_and_answers(result):
+    rates = {m.condition: m for m in result.measurements if m.metric == "behaviour_rate"}
+    assert set(rates) == {"none", "clean", "native", "transferred", "shuffled_map", "random"}
+    assert rates["none"].edit is None
+    assert rates["transferred"].edit == "affine"
+    assert (rates["transferred"].target_site or "").startswith("resid_post[0], ")
+    assert {m.task for m in result.measurements} == {"backdoor_switch"}
+    assert {m.split for m in result.measurements} == {"test"}
+
+
+def test_a_task_without_triggers_is_refused():
+    given = {"source": "organism:llama-assistant", "target": "organism:qwen2-assistant"}
+    config = small_config(task="style", n_train=8, n_validation=4, n_test=4, **given)
+    with pytest.raises(TriggerError, match="has no triggers"):
+        study_trigger_switch(config)
