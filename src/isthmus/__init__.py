@@ -26,6 +26,7 @@ _VERBS = {
     "run": "workflows.run",
     "sweep": "workflows.sweep",
     "transfer": "workflows.transfer",
+    "transfer_switch": "workflows.transfer_switch",
 }
 
 __all__ = sorted(_VERBS)  # noqa: PLE0605 - the names of one table

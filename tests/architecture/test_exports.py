@@ -21,6 +21,7 @@ DOCUMENTED_VERBS = [
     "run",
     "sweep",
     "transfer",
+    "transfer_switch",
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.workflows.counting_shards import asked_of, counting_job, wait_until
@@ -248,6 +249,9 @@ class Elsewhere:
     def run(self, job: Job, into: Path, progress: SilentProgress) -> Iterator:
         return LocalEngine().run(job, into, progress)
 
+    def hold(self, worker: str, settings: Any, progress: SilentProgress):
+        return LocalEngine().hold(worker, settings, progress)
+
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_writes_the_same_results_whoever_carries_out_its_crossings(tmp_path, monkeypatch):
@@ -341,6 +345,8 @@ def test_a_lost_cluster_ends_a_reproduction(tmp_path):
     class Lost:
         def run(self, job, into, progress):  # noqa: ARG002
             raise EngineError("the cluster is gone")
+
+        hold = run
 
     with pytest.raises(EngineError, match="gone"):
         reproduce(

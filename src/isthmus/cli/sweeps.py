@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from isthmus.cli.options import Positions, Questions, Sites
+from isthmus.cli.options import Address, EngineName, Positions, Questions, Sites, Workers
 from isthmus.cli.terminal import RichProgress, print_results, print_text
 
 Config = Annotated[
@@ -74,39 +74,19 @@ def sweep(
     is_cached: Cached = True,
     dtype: DtypeOfRun = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    n_workers: Workers = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
 ) -> None:
     """Find the layer, edit and strength at which a direction works best, dropping losers early."""
+    # The verb in Python takes the same, under the same names.
+    given = dict(locals())
     from isthmus.workflows.sweep import summary_of
     from isthmus.workflows.sweep import sweep as work
 
     with RichProgress() as progress:
-        found = work(
-            model,
-            direction,
-            config=config,
-            sites=sites,
-            edits=edits,
-            positions=positions,
-            strengths=strengths,
-            questions=questions,
-            task=task,
-            out=out,
-            n_validation=n_validation,
-            n_test=n_test,
-            n_stages=n_stages,
-            keep=keep,
-            level=level,
-            n_finalists=n_finalists,
-            max_answer_tokens=max_answer_tokens,
-            n_completions=n_completions,
-            max_new_tokens=max_new_tokens,
-            is_cached=is_cached,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            progress=progress,
-        )
+        found = work(**given, progress=progress)
     print_results(found.measurements)
     for line in summary_of(found):
         print_text(line)

@@ -29,6 +29,7 @@ from isthmus.workflows.switch_distilling import (
     DistillSettings,
     SwitchReading,
     distil_edits,
+    prompts_of_change,
     read_switch,
 )
 from isthmus.workflows.twin_reading import TwinReadingSettings
@@ -163,14 +164,9 @@ def _switches(
 
 
 def _prompts(twins: Sequence[TwinPrompt], way: Way) -> tuple[str, ...]:
-    """Returns prompts with the trigger that is switched, and some in which nothing is to change.
-
-    A quarter as many are enough to say so: prompts with the other trigger, and benign ones.
-    """
-    some = twins[: max(1, len(twins) // 4)]
     both = [t.triggered for t in twins], [t.clean for t in twins]
     switched, others = both if way == "removal" else both[::-1]
-    return (*switched, *others[: len(some)], *(t.benign[0] for t in some if t.benign))
+    return prompts_of_change(switched, others, [t.benign[0] for t in twins if t.benign])
 
 
 def _arms(found: Mapping[Way, Switches], seed: int) -> list[Arm]:

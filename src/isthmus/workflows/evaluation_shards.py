@@ -1,6 +1,5 @@
 """The arms of an evaluation: made the same everywhere, and measured one by one as shards."""
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
-from isthmus.directions.files import load_direction, save_direction
+from isthmus.directions.files import load_direction
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.arms import Arm
@@ -23,6 +22,7 @@ from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
 from isthmus.workflows.generate import direction_at
 from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.sent_directions import received_direction, sent_direction
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twins import TwinSplits, read_splits
 
@@ -176,13 +176,8 @@ def evaluate_by(
         Every number, in the order of the arms.
     """
     given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
+    settings = {"evaluation": evaluation.to_json(), "direction": sent_direction(given)}
     with TemporaryDirectory(prefix="isthmus-evaluate-") as folder:
-        save_direction(Path(folder) / "direction", given)
-        files = {
-            path.name: base64.b64encode(path.read_bytes()).decode()
-            for path in (Path(folder) / "direction").iterdir()
-        }
-        settings = {"evaluation": evaluation.to_json(), "direction": files}
         shards = tuple(Shard({"arm": i}, f"arm {i}") for i in range(evaluation.n_arms))
         (Path(folder) / "shards").mkdir()
         job = Job("test", _WORKER, settings, shards)
@@ -207,10 +202,7 @@ class EvaluationWorker:
 
     @cached_property
     def _prepared(self) -> PreparedEvaluation:
-        with TemporaryDirectory(prefix="isthmus-direction-") as folder:
-            for name, content in self.settings["direction"].items():
-                (Path(folder) / name).write_bytes(base64.b64decode(content))
-            direction = load_direction(Path(folder))
+        direction = received_direction(self.settings["direction"])
         return PreparedEvaluation(Evaluation.from_json(self.settings["evaluation"]), direction)
 
     def work(self, asked: Json, place: Path) -> Json:

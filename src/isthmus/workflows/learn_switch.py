@@ -262,6 +262,19 @@ def _read_prompts(given: str | Path | Sequence[str] | None, seed: int) -> Switch
             world_questions("test", n_chosen, seed),
         )
         return SwitchPrompts(*(world_prompts(part) for part in parts))
+    return split_prompts(given, seed)
+
+
+def split_prompts(given: str | Path | Sequence[str], seed: int) -> SwitchPrompts:
+    """Splits a user's prompts by content: 70 % to fit, 10 % to choose and 20 % to measure on.
+
+    Args:
+        given: JSONL with `prompt`, one prompt per line, or the prompts themselves.
+        seed: Which prompts go where.
+
+    Returns:
+        The three parts.
+    """
     if isinstance(given, str | Path):
         questions: Sequence[Question] = read_questions(Path(given))
     else:

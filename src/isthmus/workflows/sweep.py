@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,18 @@ from isthmus.workflows.config import (
     make_config,
     read_config,
 )
+from isthmus.workflows.engines.choosing import EngineName, engine_named
+from isthmus.workflows.engines.jobs import Engine
+from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.generate import CARRY_FIRST
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.sweep_cells import cells_of, edits_of, sites_of, strengths_of
 from isthmus.workflows.sweep_files import require_place, scores_folder, write_sweep
 from isthmus.workflows.sweep_race import RaceRules, SweepRace, SweptCell
 from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
+from isthmus.workflows.sweep_shards import SWEEP_WORKER, FarScores, SweptPlaces
 from isthmus.workflows.testing import measure_arms
-from isthmus.workflows.twins import TwinSplits, read_splits
+from isthmus.workflows.twins import read_splits
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Strengths that are tried where neither caller nor configuration names some."""
@@ -89,6 +94,9 @@ def sweep(
     is_cached: bool = True,
     dtype: Dtype | None = None,
     device: str | None = None,
+    engine: EngineName | Engine = "local",
+    address: str | None = None,
+    n_workers: int | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
@@ -128,6 +136,10 @@ def sweep(
         is_cached: Whether scores of an earlier sweep that was stopped are used.
         dtype: Computation type.
         device: `auto`, `cpu`, `cuda`, …
+        engine: Who scores cells: `local` is this process, `ray` workers of a Ray cluster, each with
+            one thread and a model of its own; finalists answer here.
+        address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
+        n_workers: With `ray`: how many workers.
         seed: Seed of everything random.
         progress: Who shows progress.
 
@@ -141,6 +153,7 @@ def sweep(
         StrengthError: If a strength is out of range.
         OutputError: If the place holds something else than a sweep.
     """
+    chosen_engine = engine_named(engine, address, n_workers)
     rules = RaceRules(n_stages, keep, level, n_finalists, max_answer_tokens, n_completions)
     kinds = edits_of(edits)
     if out is not None:
@@ -164,10 +177,11 @@ def sweep(
     learned_in = learned.provenance.get("source_model", learned.model.to_json())["name"]
     run = base.model_copy(update={"source": learned_in})
     where = learned.positions if run.positions == "auto" else run.positions
-    arms = cells_of(learned, sites_of(lm, learned, sites), kinds, where, run)
     splits = read_splits(run)
+    cut = (tuple(rules.sizes(len(splits.validation))), rules.max_answer_tokens)
+    tried = SweptPlaces(learned, sites_of(lm, learned, sites), kinds, where, run, splits, cut)
     clock = StageClock(progress or SilentProgress())
-    chosen = _Choice(lm, learned, arms, splits, run, clock)
+    chosen = _Choice(lm, tried, chosen_engine, clock)
     return chosen.result(rules, None if out is None else Path(out), is_cached=is_cached)
 
 
@@ -214,22 +228,18 @@ class _Choice:
     """One sweep over the cells of one direction."""
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        direction: Direction,
-        arms: Sequence[Arm],
-        splits: TwinSplits,
-        config: RunConfig,
-        clock: StageClock,
+        self, lm: LanguageModel, tried: SweptPlaces, engine: Engine, clock: StageClock
     ) -> None:
-        self.lm, self.direction, self.arms = lm, direction, arms
-        self.splits, self.config, self.clock = splits, config, clock
+        self.lm, self.tried, self.engine, self.clock = lm, tried, engine, clock
+        self.splits, self.config = tried.splits, tried.config
+        places = tried.direction, tried.sites, tried.edits, tried.positions
+        self.arms = cells_of(*places, tried.config)
 
     def result(self, rules: RaceRules, out: Path | None, *, is_cached: bool) -> SweepResult:
         """Chooses, measures the chosen cell on test, and writes the folder."""
         started = time.perf_counter()
         with metering(self.lm.layout) as meter:
-            race, order = self._race(rules, is_cached=is_cached)
+            race, order = self._race(rules, meter, is_cached=is_cached)
             finalists = order[: rules.n_finalists]
             rows = self._validated(race, finalists, rules.n_completions)
         seconds = time.perf_counter() - started
@@ -256,21 +266,23 @@ class _Choice:
             None if out is None else out / "report.html",
         )
 
-    def _race(self, rules: RaceRules, *, is_cached: bool) -> tuple[SweepRace, list[int]]:
-        twins = self.splits.validation
-        sizes = rules.sizes(len(twins))
-        blocks = cut_into_blocks(self.lm, twins, sizes, self.config, rules.max_answer_tokens)
+    def _race(
+        self, rules: RaceRules, meter: TokenMeter, *, is_cached: bool
+    ) -> tuple[SweepRace, list[int]]:
+        sizes, n_tokens = self.tried.cut
+        blocks = cut_into_blocks(self.lm, self.splits.validation, sizes, self.config, n_tokens)
+        cut = (*sizes, n_tokens)
         folder = scores_folder(
-            self.lm,
-            self.direction,
-            self.arms,
-            self.splits,
-            (*sizes, rules.max_answer_tokens),
-            self.config,
+            self.lm, self.tried.direction, self.arms, self.splits, cut, self.config
         )
-        with self.clock.stage("score cells", None) as advance:
-            scores = SweepScores(blocks, self.arms, folder if is_cached else None, advance)
-            race = SweepRace(scores, self.config, rules)
+        with ExitStack() as stack:
+            far = None
+            if not isinstance(self.engine, LocalEngine):
+                held = self.engine.hold(SWEEP_WORKER, self.tried.to_json(), self.clock)
+                far = FarScores(stack.enter_context(held), meter)
+            advance = stack.enter_context(self.clock.stage("score cells", None))
+            kept = folder if is_cached else None
+            race = SweepRace(SweepScores(blocks, self.arms, kept, advance, far), self.config, rules)
             return race, race.run()
 
     def _recorder(self, split: str, n_resamples: int = 2000) -> Recorder:

@@ -5,7 +5,7 @@
    writes what it finds to a file per block after every batch of cells.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,11 @@ from isthmus.workflows.cell_passes import CellPasses
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import EncodedTwins, encode_twins
 
-_CELLS_AT_ONCE = 32
-"""Cells that are scored between two writings: what a stopped sweep loses at most."""
+_CELLS_AT_ONCE = 16
+"""Cells that are scored between two writings, here or elsewhere: what a stopped sweep loses."""
+
+Measure = Callable[[int, str, Sequence[Sequence[int]]], Iterator[dict[str, Any]]]
+"""Scores groups of cells on a block, as `effects` or `damage`, group by group."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,14 @@ class SweepScores:
         arms: The cells.
         folder: Where scores are kept; None to keep them in memory only.
         on_scored: Told how many cells were scored on a block.
+        elsewhere: Scores cells in other processes; this one does when not given.
     """
 
     blocks: Sequence[Bench]
     arms: Sequence[Arm]
     folder: Path | None = None
     on_scored: Callable[[int], None] = lambda _n: None
+    elsewhere: Measure | None = None
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def effects(self, cells: Sequence[int], n_blocks: int) -> list[CellScores]:
@@ -142,15 +147,35 @@ class SweepScores:
         """Scores the cells that are not known yet on a block."""
         known = self._of_block(number, kind)
         waiting = [cell for cell in cells if str(cell) not in known]
-        for first in range(0, len(waiting), _CELLS_AT_ONCE):
-            part = waiting[first : first + _CELLS_AT_ONCE]
-            known |= self._measured(self.blocks[number], kind, part)
+        parts = [
+            waiting[first : first + _CELLS_AT_ONCE]
+            for first in range(0, len(waiting), _CELLS_AT_ONCE)
+        ]
+        measure = self.elsewhere or self._here
+        for part, found in zip(parts, measure(number, kind, parts), strict=True):
+            known |= found
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(self._file(number, kind), known)
             self.on_scored(len(part))
 
-    def _measured(self, bench: Bench, kind: str, cells: Sequence[int]) -> dict[str, Any]:
+    def _here(
+        self, number: int, kind: str, parts: Sequence[Sequence[int]]
+    ) -> Iterator[dict[str, Any]]:
+        return (self.measured(number, kind, part) for part in parts)
+
+    def measured(self, number: int, kind: str, cells: Sequence[int]) -> dict[str, Any]:
+        """Scores cells on a block, known or not.
+
+        Args:
+            number: Which block.
+            kind: `effects` or `damage`.
+            cells: Which.
+
+        Returns:
+            JSON values by the cell's number.
+        """
+        bench = self.blocks[number]
         arms = [self.arms[cell] for cell in cells]
         if kind == "effects":
             return {

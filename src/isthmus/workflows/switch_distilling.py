@@ -92,6 +92,23 @@ class SwitchReading:
         return train, selection
 
 
+def prompts_of_change(
+    switched: Sequence[str], others: Sequence[str], plain: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns prompts in which something is to change, and a quarter as many of either other kind.
+
+    Args:
+        switched: Prompts with the trigger that is switched.
+        others: Prompts with the other trigger.
+        plain: Prompts with neither.
+
+    Returns:
+        All of the first and some of the others, which say where nothing is to change.
+    """
+    n_some = max(1, len(switched) // 4)
+    return (*switched, *others[:n_some], *plain[:n_some])
+
+
 def read_switch(
     models: tuple[LanguageModel, LanguageModel],
     prompts: tuple[Sequence[str], Sequence[str]],

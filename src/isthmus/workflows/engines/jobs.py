@@ -8,7 +8,8 @@
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -77,8 +78,42 @@ class ShardWorker(Protocol):
 
 
 @runtime_checkable
+class Crew(Protocol):
+    """Workers that stay for round after round of shards, as what comes next depends on answers."""
+
+    def ask(self, name: str, shards: Sequence[Shard], into: Path) -> Iterator[Json]:
+        """Yields the answers to one round of shards in their order.
+
+        Args:
+            name: What is done, for people.
+            shards: The pieces.
+            into: An empty folder; the files of shard i come to lie in `shard_folder(into, i)`.
+
+        Returns:
+            An iterator over one answer per shard; a round ends before the next is asked for.
+
+        Raises:
+            IsthmusError: Of the first shard that is seen to fail, or if workers cannot work.
+        """
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """Computes jobs."""
+
+    def hold(self, worker: str, settings: Json, progress: Progress) -> AbstractContextManager[Crew]:
+        """Keeps workers, with the models that they load, for several rounds of shards.
+
+        Args:
+            worker: `package.module:Class` of a `ShardWorker`.
+            settings: What every worker is made with, as a JSON value.
+            progress: Who shows progress.
+
+        Returns:
+            A context that lasts as long as the workers.
+        """
+        ...
 
     def run(self, job: Job, into: Path, progress: Progress) -> Iterator[Json]:
         """Yields the answers to a job's shards in their order, each as soon as it is its turn.

