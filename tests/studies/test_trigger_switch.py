@@ -26,12 +26,12 @@ def test_a_carried_switch_works_both_ways_and_its_controls_do_not(result):
     assert swaps["random"] < 0.6
     rates = {m.condition: m.value for m in result.measurements if m.metric == "behaviour_rate"}
     assert rates["transferred"] < 0.2
-    assert min(rates["shuffled_map"], rates["random"]) > 0.7
+    assert (rates["random"] or 0) > 0.7
 
 
 def test_every_arm_says_that_it_edits_after_blocks_and_answers(result):
     rates = {m.condition: m for m in result.measurements if m.metric == "behaviour_rate"}
-    assert set(rates) == {"none", "clean", "native", "transferred", "shuffled_map", "random"}
+    assert set(rates) == {"none", "clean", "native", "transferred", "random"}
     assert rates["none"].edit is None
     assert rates["transferred"].edit == "affine"
     assert (rates["transferred"].target_site or "").startswith("resid_post[0], ")

@@ -215,6 +215,7 @@ PARTS: dict[str, Part] = {
         "code",
         run_code_switch,
         organisms_of("code"),
+        when_named=True,
     ),
     "mapper_validation": _on_pairs(
         "mapper_validation",

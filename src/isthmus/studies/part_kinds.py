@@ -22,6 +22,7 @@ class Part:
         run: Does it.
         organisms: What it reads where none are given.
         has_shards: Whether it hands its work to the scope's engine by itself.
+        when_named: Whether it is left out unless somebody names it: it has no place in the paper.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Part:
     run: Callable[[Scope, Progress], StudyResult]
     organisms: tuple[str, ...]
     has_shards: bool = False
+    when_named: bool = False
 
 
 def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:

@@ -75,7 +75,7 @@ def reproduce(
         out: Results folder, `runs/WHAT` when not given; an earlier reproduction there is replaced,
             anything else refused.
         is_quick: Whether fewer questions and layers are measured.
-        only: Names of parts; all when not given.
+        only: Names of parts; when not given all but those that have no place in the paper.
         config: Run configurations, or YAML files, whose models and prompts take the place of the
             organisms; parts whose task none of them has are reported as missing.
         is_cached: Whether parts that the cache holds are used rather than computed again.
@@ -110,7 +110,11 @@ def reproduce(
     far = None if isinstance(chosen, LocalEngine) else chosen
     seeded = tuple(one.model_copy(update={"seed": seed}) for one in given)
     scope = Scope(is_quick, seed, seeded, engine=far)
-    wanted = {name: part for name, part in every.items() if not only or name in only}
+    wanted = {
+        name: part
+        for name, part in every.items()
+        if (name in only if only else not part.when_named)
+    }
     if what == "matrix" and not given:
         needed = [name for part in wanted.values() for name in part.organisms]
         ensure_organisms(list(dict.fromkeys(needed)), clock)

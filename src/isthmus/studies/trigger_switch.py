@@ -46,6 +46,7 @@ CARRIED = {
 }
 """Maps between the models, and the condition of a switch that came through each."""
 
+_ANSWER = ("none", "clean", "native", "transferred", "random")
 _WAYS: tuple[Way, Way] = ("removal", "induction")
 
 
@@ -185,11 +186,15 @@ def _arms(found: Mapping[Way, Switches], seed: int) -> list[Arm]:
 
 def _measured(bench: Bench, recorder: Recorder, arm: Arm) -> list[Measurement]:
     edits = arm.condition not in {"none", "clean"}
-    effects = [*recorder.effects(arm, bench.score(arm))] if edits else []
-    damage = [recorder.divergence(arm, bench.damage(arm))] if edits else []
-    answered = recorder.behaviour(arm, bench.complete(arm), bench.asked(arm))
-    benign = recorder.benign(arm, bench.complete_benign(arm), bench.benign_turns)
-    return [*effects, *damage, *answered, *(benign if arm.condition != "clean" else ())]
+    found = []
+    if edits:
+        found += recorder.effects(arm, bench.score(arm))
+        found.append(recorder.divergence(arm, bench.damage(arm)))
+    if arm.condition in _ANSWER:
+        found += recorder.behaviour(arm, bench.complete(arm), bench.asked(arm))
+    if arm.condition in _ANSWER and arm.condition != "clean":
+        found += recorder.benign(arm, bench.complete_benign(arm), bench.benign_turns)
+    return found
 
 
 def _placed(measured: Measurement, sites: str) -> Measurement:
