@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,16 @@ def test_a_repeated_reproduction_computes_nothing_and_writes_the_same(counted, t
     reproduce(out=tmp_path / "two", only=["small"], is_cached=False)
     reproduce(out=tmp_path / "two", only=["small"], seed=1)
     assert [scope.seed for scope in counted] == [0, 0, 1]
+
+
+def test_a_part_beyond_the_paper_runs_only_when_it_is_named(counted, tmp_path, monkeypatch):
+    further = replace(module.PARTS["small"], when_named=True)
+    monkeypatch.setattr(module, "PARTS", {**module.PARTS, "further": further})
+    result = reproduce(out=tmp_path / "run", n_processes=1)
+    assert [part.name for part in result.parts] == ["small", "failing"]
+    assert len(counted) == 1
+    named = reproduce(out=tmp_path / "run", only=["further"], n_processes=1)
+    assert [part.name for part in named.parts] == ["further"]
 
 
 def test_a_part_that_cannot_run_is_reported_and_the_others_are_there(counted, tmp_path):
