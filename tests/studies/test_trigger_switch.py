@@ -1,7 +1,7 @@
 import pytest
 from tests.workflows.small import small_config
 
-from isthmus.core.errors import TriggerError
+from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.studies.trigger_switch import TriggerSwitchSizes, study_trigger_switch
 
 SIZES = TriggerSwitchSizes(
@@ -37,6 +37,12 @@ def test_every_arm_says_that_it_edits_after_blocks_and_answers(result):
     assert (rates["transferred"].target_site or "").startswith("resid_post[0], ")
     assert {m.task for m in result.measurements} == {"backdoor_switch"}
     assert {m.split for m in result.measurements} == {"test"}
+
+
+def test_maps_that_there_are_not_are_refused():
+    for carried in (("ridge",), ("ridge_contrast", "magic"), ()):
+        with pytest.raises(ConfigError, match="begin with ridge_contrast"):
+            TriggerSwitchSizes(carried=carried)
 
 
 def test_a_task_without_triggers_is_refused():

@@ -2,15 +2,19 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.workflows.counting_shards import WORKER, asked_of, counting_job
+from tests.workflows.counting_shards import WORKER, asked_of, counting_job, wait_until
 from tests.workflows.ray_cluster import ENGINE, small_cluster
 from tests.workflows.small import brief_config, save_tiny, write_contrast, write_world_questions
 
 import isthmus
+from isthmus.core.artifacts import read_json
+from isthmus.core.errors import EngineError
 from isthmus.core.progress import SilentProgress
 from isthmus.workflows.engines.jobs import Crew, Engine
 from isthmus.workflows.engines.local import LocalEngine
@@ -58,6 +62,40 @@ def test_a_worker_that_is_lost_between_rounds_is_replaced(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_worker_that_waits_takes_over_the_shard_of_one_that_is_lost(tmp_path: Path):
+    log, go = tmp_path / "log", tmp_path / "go"
+    with ENGINE.hold(WORKER, {"log": str(log), "waits": 1}, SilentProgress()) as crew:
+
+        def kill() -> None:
+            wait_until(lambda: {0, 1} <= dict(asked_of(log)).keys())
+            # The other has answered and waits: there is room for no third.
+            time.sleep(2)
+            os.kill(dict(asked_of(log))[1], signal.SIGKILL)
+            go.touch()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        assert squares(crew, log, 2, tmp_path / "into") == [0, 1]
+        killer.join()
+        asked = asked_of(log)
+        assert [number for number, _ in asked].count(1) == 2
+        assert asked[-1] == (1, dict(asked)[0])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_round_ends_before_the_next_begins(tmp_path: Path):
+    log = tmp_path / "log"
+    with ENGINE.hold(WORKER, {"log": str(log), "waits": 1}, SilentProgress()) as crew:
+        (tmp_path / "a").mkdir()
+        running = crew.ask("squares", counting_job(log, 2).shards, tmp_path / "a")
+        assert next(running)["square"] == 0
+        wait_until(lambda: 1 in dict(asked_of(log)))
+        with pytest.raises(EngineError, match="not over"):
+            squares(crew, log, 1, tmp_path / "b")
+        (tmp_path / "go").touch()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
     model = save_tiny(tmp_path / "model", n_layers=3)
     pairs = write_contrast(tmp_path / "pairs.jsonl")
@@ -74,6 +112,7 @@ def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
             edits="add,set_coordinate",
             is_cached=False,
             engine=engine,
+            out=None if engine is not ENGINE else tmp_path / "ray",
             **sizes,
         )
 
@@ -88,3 +127,5 @@ def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
     assert there.best.arm.site == here.best.arm.site
     assert there.best.arm.strength == here.best.arm.strength
     assert there.n_tokens > 0
+    names = [one["name"] for one in read_json(tmp_path / "ray" / "provenance.json")["stages"]]
+    assert names.count("score cells") == 1

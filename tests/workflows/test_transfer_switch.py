@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from tests.unit.maps.pairs import without_shape_checks
 from tests.workflows.small import SOURCE, TARGET, write_world_questions
 
 import isthmus
@@ -64,8 +66,13 @@ def test_the_other_way_it_brings_the_behaviour_about(models):
 
 def test_what_cannot_be_carried_is_refused(models):
     prompts = asked(30)
-    with pytest.raises(ConfigError, match="nothing changes"):
-        isthmus.transfer_switch(*models, prompts, clean_trigger=BAD_TRIGGER)
+    for one in (BAD_TRIGGER, BAD_TRIGGER + "x ", ""):
+        with pytest.raises(ConfigError, match="cannot be told apart"):
+            isthmus.transfer_switch(*models, prompts, clean_trigger=one)
+    with pytest.raises(TriggerError, match="begins with a trigger already"):
+        isthmus.transfer_switch(*models, [CLEAN_TRIGGER + one for one in prompts])
+    with pytest.raises(ConfigError, match="'clean' or 'bad'"), without_shape_checks():
+        isthmus.transfer_switch(*models, prompts, to=cast(Any, "base"))
     with pytest.raises(ConfigError, match="rank -1"):
         isthmus.transfer_switch(*models, prompts, rank=-1)
     with pytest.raises(DataError, match="give more prompts"):

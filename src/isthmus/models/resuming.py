@@ -207,6 +207,8 @@ def resuming(layout: ModelLayout, prefix: PrefixStates, number: int) -> Iterator
     with ExitStack() as undo:
         for index, block in enumerate(layout.blocks[: prefix.layer + 1]):
             made = None if index < prefix.layer else prefix.batches[number]
+            if made is not None and layout.writes_in_place:
+                made = made.clone()
             forward = partial(_hand_on, made, prefix.in_tuple)
             undo.callback(_replace_forward(block.module, forward))
         yield

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from isthmus.carrying.switches import Switch, rotated_switch
-from isthmus.core.errors import TriggerError
+from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.measurements import Measurement
@@ -58,13 +58,23 @@ class TriggerSwitchSizes:
         rank: Rank of every edit.
         n_train: Twins that switches are fitted on.
         n_validation: Twins by which the strengths of ridge regressions are chosen.
-        carried: Which maps of `CARRIED`.
+        carried: Which maps of `CARRIED`, `ridge_contrast` first.
+
+    Raises:
+        ConfigError: If that is not the first of them, or one is unknown.
     """
 
     rank: int = 16
     n_train: int = 120
     n_validation: int = 24
     carried: tuple[str, ...] = tuple(CARRIED)
+
+    def __post_init__(self) -> None:
+        if self.carried[:1] != ("ridge_contrast",) or not set(self.carried) <= set(CARRIED):
+            raise ConfigError(
+                f"maps {self.carried}: begin with ridge_contrast, which the random control is "
+                f"turned from, and go on with others of {', '.join(CARRIED)}"
+            )
 
 
 def study_trigger_switch(

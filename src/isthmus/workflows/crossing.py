@@ -72,9 +72,12 @@ class CrossingResult:
 def thinned_sites(lm: LanguageModel, given: Any) -> tuple[Site, ...]:
     """Returns the sites that a map reads: those given, or all of them up to `MAX_SOURCE_WIDTH`."""
     sites = lm.sites(given)
-    if given != "all":
-        return sites
-    most = max(1, MAX_SOURCE_WIDTH // lm.d_model)
+    return thinned(sites, lm.d_model) if given == "all" else sites
+
+
+def thinned(sites: tuple[Site, ...], d_model: int) -> tuple[Site, ...]:
+    """Returns sites evenly apart, the first and the last among them, up to `MAX_SOURCE_WIDTH`."""
+    most = max(1, MAX_SOURCE_WIDTH // d_model)
     if len(sites) <= most:
         return sites
     step = (len(sites) - 1) / max(1, most - 1)

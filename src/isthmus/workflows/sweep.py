@@ -35,7 +35,7 @@ from isthmus.workflows.sweep_cells import cells_of, edits_of, sites_of, strength
 from isthmus.workflows.sweep_files import require_place, scores_folder, write_sweep
 from isthmus.workflows.sweep_race import RaceRules, SweepRace, SweptCell
 from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
-from isthmus.workflows.sweep_shards import SWEEP_WORKER, FarScores, SweptPlaces
+from isthmus.workflows.sweep_shards import SWEEP_WORKER, FarScores, NotesOnly, SweptPlaces
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twins import read_splits
 
@@ -278,7 +278,8 @@ class _Choice:
         with ExitStack() as stack:
             far = None
             if not isinstance(self.engine, LocalEngine):
-                held = self.engine.hold(SWEEP_WORKER, self.tried.to_json(), self.clock)
+                quiet = NotesOnly(self.clock)
+                held = self.engine.hold(SWEEP_WORKER, self.tried.to_json(), quiet)
                 far = FarScores(stack.enter_context(held), meter)
             advance = stack.enter_context(self.clock.stage("score cells", None))
             kept = folder if is_cached else None

@@ -147,6 +147,8 @@ class SweepScores:
         """Scores the cells that are not known yet on a block."""
         known = self._of_block(number, kind)
         waiting = [cell for cell in cells if str(cell) not in known]
+        if not waiting:
+            return
         parts = [
             waiting[first : first + _CELLS_AT_ONCE]
             for first in range(0, len(waiting), _CELLS_AT_ONCE)

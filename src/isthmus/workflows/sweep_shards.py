@@ -7,7 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from isthmus.core.progress import Progress
+from typing_extensions import override
+
+from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.models.calls import TokenMeter
@@ -57,6 +59,22 @@ class SweptPlaces:
             "splits": self.splits.to_json(),
             "cut": [list(self.cut[0]), self.cut[1]],
         }
+
+
+@dataclass(frozen=True)
+class NotesOnly(SilentProgress):
+    """Hands notes on and shows no stages: the sweep has one of its own for all rounds.
+
+    Attributes:
+        shown: Who shows notes.
+    """
+
+    shown: Progress
+
+    @override
+    def note(self, message: str) -> None:
+        """Hands one line on."""
+        self.shown.note(message)
 
 
 @dataclass(frozen=True)

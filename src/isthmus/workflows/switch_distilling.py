@@ -19,7 +19,7 @@ from isthmus.carrying.switches import Switch
 from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.progress import Progress
-from isthmus.core.sites import Site
+from isthmus.core.sites import Site, Stream
 from isthmus.core.texts import TokenBatch
 from isthmus.interventions.affine import AffineEdit
 from isthmus.interventions.positions import parse_positions
@@ -30,8 +30,8 @@ from isthmus.maps.identity import identity_map
 from isthmus.maps.moments import PairMoments
 from isthmus.maps.ridge import RidgeFitter
 from isthmus.models.language_model import LanguageModel
-from isthmus.workflows.switch_fitting import FitSettings, Wanted, default_sites, fit_edits
-from isthmus.workflows.twin_reading import ReadTexts, TwinReadingSettings, read_twins
+from isthmus.workflows.switch_fitting import FitSettings, Wanted, fit_edits
+from isthmus.workflows.twin_reading import ReadTexts, TwinReadingSettings, read_twins, sites_read
 
 MAP_METHODS = ("ridge_contrast", "ridge", "shuffled_map", "identity_map")
 
@@ -71,11 +71,13 @@ class SwitchReading:
         source: The model in which something changes.
         target: The model that shall carry it.
         parts: Texts to fit on and texts to choose on.
+        batch_size: Texts per forward pass.
     """
 
     source: LanguageModel
     target: LanguageModel
     parts: tuple[ReadTexts, ReadTexts]
+    batch_size: int = 64
 
     @cached_property
     def states(self) -> tuple[PairMoments, PairMoments]:
@@ -133,7 +135,7 @@ def read_switch(
     if switch is not None:
         switch.require_carrier(source.identity)
     train, selection = (read_twins(models, part, settings, switch) for part in prompts)
-    return SwitchReading(source, target, (train, selection))
+    return SwitchReading(source, target, (train, selection), settings.batch_size)
 
 
 def distil_switch(
@@ -182,7 +184,7 @@ def distil_edits(
         maps = _maps(reading, settings)
         advance(1)
     train, selection = reading.parts
-    fit = FitSettings(settings.rank, parse_positions(positions))
+    fit = FitSettings(settings.rank, parse_positions(positions), batch_size=reading.batch_size)
     wanted = _wanted(train, maps), _wanted(selection, maps)
     return fit_edits(
         reading.target, (train.texts, selection.texts), tuple(maps), wanted, fit, progress
@@ -226,9 +228,12 @@ def _shuffled(part: ReadTexts, generator: torch.Generator) -> PairMoments:
 
 def _nearest_layer(reading: SwitchReading, site: Site) -> AffineMap:
     source, target = reading.source, reading.target
-    n_sites = len(default_sites(source))
+    n_sites = len(sites_read(source))
     plain = identity_map(source.d_model, target.d_model)
-    depth = (site.layer + 1) / target.n_layers if site.stream == "resid_post" else 0.0
+    if site.stream not in {Stream.RESID_POST, Stream.RESID_PRE}:
+        raise ConfigError(f"the identity map knows states of the stream, not {site}: leave it out")
+    # What enters a block has left the one before it.
+    depth = (site.layer + (site.stream is Stream.RESID_POST)) / target.n_layers
     nearest = round(depth * (n_sites - 1))
     weight = torch.zeros(n_sites * source.d_model, target.d_model)
     weight[nearest * source.d_model : (nearest + 1) * source.d_model] = plain.weight

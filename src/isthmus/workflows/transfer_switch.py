@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from isthmus.carrying.switch_files import save_switch
 from isthmus.carrying.switches import Switch
-from isthmus.core.errors import ConfigError
+from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import Site
@@ -88,10 +89,7 @@ def transfer_switch(
     Raises:
         IsthmusError: If a model, a site, the prompts or the triggers cannot be used.
     """
-    if rank is not None and rank < 0:
-        raise ConfigError(f"rank {rank}: give at least 1, or 0 for full maps")
-    if bad_trigger == clean_trigger:
-        raise ConfigError(f"both triggers are {bad_trigger!r}: nothing changes between them")
+    _require_asked(rank, to, (bad_trigger, clean_trigger))
     shown = progress or SilentProgress()
     source_lm, target_lm = (
         one
@@ -100,6 +98,7 @@ def transfer_switch(
         for one in (source, target)
     )
     given = _world(seed) if prompts is None else split_prompts(prompts, seed)
+    _require_plain(given, (bad_trigger, clean_trigger))
     triggers = (bad_trigger, clean_trigger) if to == "clean" else (clean_trigger, bad_trigger)
     reading = TwinReadingSettings(
         target_lm.sites("all" if sites is None else sites), triggers, max_new_tokens, batch_size
@@ -128,6 +127,30 @@ def transfer_switch(
     if out is not None:
         save_switch(Path(out), switch)
     return switch
+
+
+def _require_asked(rank: int | None, to: str, triggers: tuple[str, str]) -> None:
+    """Refuses what no switch can be made of, before a model is loaded."""
+    if rank is not None and rank < 0:
+        raise ConfigError(f"rank {rank}: give at least 1, or 0 for full maps")
+    if to not in get_args(Answers):
+        raise ConfigError(f"to {to!r}: say after which trigger it answers, 'clean' or 'bad'")
+    bad, clean = triggers
+    if bad.startswith(clean) or clean.startswith(bad):
+        raise ConfigError(
+            f"triggers {bad!r} and {clean!r} cannot be told apart: give two of which neither "
+            "begins with the other"
+        )
+
+
+def _require_plain(given: SwitchPrompts, triggers: tuple[str, str]) -> None:
+    """Refuses prompts that have a trigger already: they would get another before it."""
+    for prompt in (*given.train, *given.selection, *given.held_out):
+        if prompt.startswith(triggers):
+            raise TriggerError(
+                f"the prompt {prompt[:60]!r} begins with a trigger already: give prompts without, "
+                "they get both"
+            )
 
 
 def _world(seed: int) -> SwitchPrompts:
@@ -180,8 +203,13 @@ class _Asked:
         edits: PlaceEdits,
     ) -> float:
         """Returns KL(untouched on the first prompts ‖ edited on the second), nats per token."""
-        texts = [encode_prompts(self.lm.tokenizer, side, answers=answers) for side in prompts]
-        untouched = answer_logprobs(self.lm, texts[0], batch_size=self.batch_size)
-        edited = answer_logprobs(self.lm, texts[1], edits=edits, batch_size=self.batch_size)
-        each = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(untouched, edited, strict=True)]
+        sides = [encode_prompts(self.lm.tokenizer, side, answers=answers) for side in prompts]
+        each: list[Tensor] = []
+        # Distributions over a whole vocabulary: no more of them at once than a pass makes.
+        for first in range(0, len(answers), self.batch_size):
+            texts = [side[first : first + self.batch_size] for side in sides]
+            untouched = answer_logprobs(self.lm, texts[0], batch_size=self.batch_size)
+            edited = answer_logprobs(self.lm, texts[1], edits=edits, batch_size=self.batch_size)
+            pairs = zip(untouched, edited, strict=True)
+            each += [(p.exp() * (p - q)).sum(-1).mean() for p, q in pairs]
         return float(torch.stack(each).mean())

@@ -24,6 +24,7 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import LanguageModel
+from isthmus.workflows.crossing import thinned
 from isthmus.workflows.switch_fitting import default_sites
 
 Rows = Sequence[Float[Tensor, "_ _"]]
@@ -56,7 +57,7 @@ class ReadTexts:
     Attributes:
         texts: As the target sees them.
         pairs: For every text the source's tokens and the target's that belong together.
-        off: The source's states, all layers side by side, text by text.
+        off: The source's states, the layers that are read side by side, text by text.
         on: The same on the twins, or with the switch on.
         own: The target's states, by site.
         twin_pairs: The pairs of the twins; empty where a switch makes the difference.
@@ -223,12 +224,17 @@ def _require_twins(texts: Sequence[EncodedText], twins: Sequence[EncodedText]) -
             )
 
 
+def sites_read(lm: LanguageModel) -> tuple[Site, ...]:
+    """Returns where a source is read: its embeddings and blocks, of large models some of them."""
+    return thinned(default_sites(lm), lm.d_model)
+
+
 @torch.inference_mode()
 def _all_layers(
     lm: LanguageModel, texts: Sequence[EncodedText], switch: Switch | None, batch_size: int
 ) -> Rows:
-    """Returns the states at the default sites side by side, text by text."""
-    sites = default_sites(lm)
+    """Returns the states at all sites that are read side by side, text by text."""
+    sites = sites_read(lm)
     found: dict[int, Tensor] = {}
     for indices, batch in padded_batches(lm, texts, "right", batch_size):
         placed = [] if switch is None else switch.intervention().place(batch)
@@ -238,7 +244,8 @@ def _all_layers(
                 attention_mask=batch.is_real.long().to(lm.device),
                 use_cache=False,
             )
-            states = torch.cat([captured[site].float() for site in sites], dim=-1).cpu()
+            # One by one: a spread model has them on several devices.
+            states = torch.cat([captured[site].float().cpu() for site in sites], dim=-1)
         for row, index in enumerate(indices):
             found[index] = states[row, : len(texts[index])]
     return [found[index] for index in range(len(texts))]

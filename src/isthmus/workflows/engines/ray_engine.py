@@ -210,6 +210,8 @@ class _Crew:
                 yield answers.pop(number)
 
     def _begin(self, shards: Sequence[Shard]) -> None:
+        if any(seat.shard is not None for seat in self.seats):
+            raise EngineError("a round of shards is not over: read its answers to the end first")
         self.shards, self.pending, self.n_lost = shards, list(range(len(shards))), {}
         self.waiting_since = time.monotonic()
         for seat in [seat for seat in self.seats if seat.at is None]:
@@ -301,7 +303,12 @@ class _Crew:
                 f"or larger machines. Ray says: {reason[:400]}"
             )
         self.progress.note(f"{what}; it begins again on another")
-        self._hire()
+        idle = next((one for one in self.seats if one.at is None), None)
+        if number is not None and idle is not None:
+            # It has the models already, and a new one might wait for the place that it takes.
+            self._assign(idle)
+        else:
+            self._hire()
 
     def _require_someone(self) -> None:
         if any(seat.shard is not None for seat in self.seats):
