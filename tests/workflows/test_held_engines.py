@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import isthmus
 from isthmus.core.artifacts import read_json
 from isthmus.core.errors import EngineError
 from isthmus.core.progress import SilentProgress
-from isthmus.workflows.engines.jobs import Crew, Engine
+from isthmus.workflows.engines.jobs import Crew, Engine, shard_folder
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.sweep import SweepResult
 
@@ -63,23 +62,24 @@ def test_a_worker_that_is_lost_between_rounds_is_replaced(tmp_path: Path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_waits_takes_over_the_shard_of_one_that_is_lost(tmp_path: Path):
-    log, go = tmp_path / "log", tmp_path / "go"
-    with ENGINE.hold(WORKER, {"log": str(log), "waits": 1}, SilentProgress()) as crew:
+    log, into = tmp_path / "log", tmp_path / "into"
+    # Together: neither worker can do both before the other has started.
+    settings = {"log": str(log), "together": [0, 1], "waits": 1}
+    with ENGINE.hold(WORKER, settings, SilentProgress()) as crew:
 
         def kill() -> None:
-            wait_until(lambda: {0, 1} <= dict(asked_of(log)).keys())
-            # The other has answered and waits: there is room for no third.
-            time.sleep(2)
+            wait_until((shard_folder(into, 0) / "deep").exists)
             os.kill(dict(asked_of(log))[1], signal.SIGKILL)
-            go.touch()
+            (tmp_path / "go").touch()
 
         killer = threading.Thread(target=kill)
         killer.start()
-        assert squares(crew, log, 2, tmp_path / "into") == [0, 1]
+        assert squares(crew, log, 2, into) == [0, 1]
         killer.join()
-        asked = asked_of(log)
-        assert [number for number, _ in asked].count(1) == 2
-        assert asked[-1] == (1, dict(asked)[0])
+        (first, one), (second, other), again = asked_of(log)
+        assert {first, second} == {0, 1}
+        assert one != other
+        assert again == (1, dict([(first, one), (second, other)])[0])
 
 
 @pytest.mark.usefixtures("cluster")
