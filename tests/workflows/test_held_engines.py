@@ -79,7 +79,7 @@ def test_a_worker_that_waits_takes_over_the_shard_of_one_that_is_lost(tmp_path: 
         (first, one), (second, other), again = asked_of(log)
         assert {first, second} == {0, 1}
         assert one != other
-        assert again == (1, dict([(first, one), (second, other)])[0])
+        assert again == (1, {first: one, second: other}[0])
 
 
 @pytest.mark.usefixtures("cluster")
