@@ -47,7 +47,7 @@ def config_for(url: str, **changes: Any) -> RunConfig:
 def rates(config: RunConfig) -> dict[str, Measurement]:
     recorder = Recorder(config, "one", "two", "test", 100)
     found = recorder.behaviour(Arm("native"), Completions(SAID, 0), TURNS)
-    found += recorder.benign(Arm("native"), Completions(SAID, 0), TURNS)
+    found += recorder.benign(Arm("native"), SAID, TURNS)
     return {m.metric: m for m in found}
 
 

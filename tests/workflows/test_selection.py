@@ -1,5 +1,4 @@
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import tiny_model
 from tests.workflows.small import TARGET, brief_config, small_config
-from typing_extensions import override
+from tests.workflows.told import Known, Told
 
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import SilentProgress
@@ -35,8 +34,6 @@ from isthmus.workflows.twins import read_splits
 
 POSITIONS = "last:3"
 STRENGTHS = (0.25, 1.0, 4.0)
-
-Known = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -196,29 +193,6 @@ def test_a_later_layer_that_does_worse_is_not_chosen(place: Place):
     chosen = place.selector(max_benign_kl=100.0).choose_cell("native", cells, make)
     assert chosen.arm.site == Site(0)
     assert chosen.effect > 0.5
-
-
-class Told(Selector):
-    """Knows effect, damage and lost accuracy of every place without measuring."""
-
-    def tell(self, coarse: dict[int, Known], fine: dict[int, dict[float, Known]]) -> None:
-        self.known, self.seen = (coarse, fine), set()
-
-    def known_of(self, bench: Bench, arm: Arm) -> Known:
-        coarse, fine = self.known
-        layer = arm.site.layer
-        if bench is self.coarse:
-            return coarse[layer]
-        self.seen.add(layer)
-        return fine[layer][arm.strength]
-
-    @override
-    def _effects(self, bench: Bench, arms: Sequence[Arm]) -> list[float]:
-        return [self.known_of(bench, arm)[0] for arm in arms]
-
-    @override
-    def _damages(self, bench: Bench, arms: Sequence[Arm]) -> list[tuple[float, float]]:
-        return [self.known_of(bench, arm)[1:] for arm in arms]
 
 
 @pytest.mark.parametrize(

@@ -87,14 +87,18 @@ def generate_greedy(
         n_counted = count.by_row(len(indices))
         n_idle = _n_after_end(placed, lengths, new_ids.shape[1])
         for row, index in enumerate(indices):
-            ids = new_ids[row, : lengths[row]].tolist()
-            text = lm.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            completions[index] = str(text).strip()
+            completions[index] = completion_text(lm, new_ids[row, : lengths[row]].tolist())
             n_edited[index] = n_counted[row] - n_idle[row]
         on_batch(len(indices))
     return GenerationResult(tuple(completions), sum(n_edited), tuple(n_edited))
+
+
+def completion_text(lm: LanguageModel, new_ids: Sequence[int]) -> str:
+    """Returns what new tokens say, without special tokens and without white space around it."""
+    text = lm.tokenizer.decode(
+        list(new_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return str(text).strip()
 
 
 @torch.inference_mode()

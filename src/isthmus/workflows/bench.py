@@ -18,7 +18,7 @@ from isthmus.evaluation.recovery import AnswerLosses
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import parse_positions
 from isthmus.models.encoding import prompt_part
-from isthmus.models.generation import generate_greedy
+from isthmus.models.generation import completion_text, generate_greedy
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll
 from isthmus.workflows.arms import Arm, Way
@@ -95,6 +95,7 @@ class Bench:
         self.encoded = encode_twins(lm, twins) if encoded is None else encoded
         self._passes = passes or CellPasses(lm, config.batch_size)
         self._expected: tuple[tuple[Site, ...], tuple[str, ...]] | None = None
+        self._latest_change: tuple[Arm, BenignChange] | None = None
 
     def expect(self, sites: Sequence[Site], positions: Sequence[str]) -> None:
         """Says where arms will edit: what is read for them serves the untouched target, too.
@@ -115,6 +116,10 @@ class Bench:
         self.expect(sites, positions)
         self._read_as_expected(self.encoded.benign)
         _ = self.untouched, self._benign_logprobs
+
+    def prepare_benign(self) -> None:
+        """Computes what the untouched target predicts on benign prompts alone."""
+        _ = self._benign_logprobs
 
     def _read_as_expected(self, texts: Sequence[EncodedText]) -> bool:
         """Reads texts for the arms that are expected; returns False where none are."""
@@ -222,7 +227,10 @@ class Bench:
 
     def benign_change(self, arm: Arm) -> BenignChange:
         """Measures what an arm that edits does to benign prompts: divergence and right answers."""
-        return self.benign_changes([arm])[0]
+        # Its divergence is asked for first, then which answers stayed.
+        if self._latest_change is None or self._latest_change[0] is not arm:
+            self._latest_change = arm, self.benign_changes([arm])[0]
+        return self._latest_change[1]
 
     def benign_changes(self, arms: Sequence[Arm]) -> list[BenignChange]:
         """Measures what several arms do to benign prompts, as `benign_change` measures one.
@@ -258,9 +266,37 @@ class Bench:
         )
         return self._generate(texts, arm)
 
-    def complete_benign(self, arm: Arm) -> Completions:
-        """Lets the target answer the benign prompts under an arm."""
-        return self._generate(self.encoded.benign, arm)
+    def complete_benign(self, arm: Arm) -> tuple[str, ...]:
+        """Lets the target answer the benign prompts under an arm.
+
+        What it answers exactly as expected is known from the likelihoods and not generated again.
+        """
+        texts = self.encoded.benign
+        said = {
+            i: completion_text(self.lm, text.token_ids[text.n_prompt :])
+            for i, (text, is_right) in enumerate(zip(texts, self._benign_right(arm), strict=True))
+            if is_right and self._ends_in_time(text)
+        }
+        left = [i for i in range(len(texts)) if i not in said]
+        if left:
+            written = self._generate([texts[i] for i in left], arm).texts
+            said |= dict(zip(left, written, strict=True))
+        return tuple(said[i] for i in range(len(texts)))
+
+    def _ends_in_time(self, text: EncodedText) -> bool:
+        is_ended = text.token_ids[-1] in self.lm.eos_ids
+        return is_ended and len(text) - text.n_prompt <= self.n_new_tokens
+
+    def _benign_right(self, arm: Arm) -> Sequence[bool]:
+        """Says of every benign prompt whether the expected answer is the greedy one."""
+        if arm.intervention("removal") is not None:
+            return self.benign_change(arm).is_right.tolist()
+        if self._benign_logprobs is None:
+            return [False] * len(self.encoded.benign)
+        return [
+            logprobs.argmax(-1).tolist() == list(text.token_ids[text.n_prompt :])
+            for text, logprobs in zip(self.encoded.benign, self._benign_logprobs, strict=True)
+        ]
 
     def _generate(self, texts: Sequence[EncodedText], arm: Arm) -> Completions:
         result = generate_greedy(

@@ -162,6 +162,8 @@ class RunConfig(BaseModel):
             strength may cause on validation; where none keeps to it, `max_benign_kl` alone counts.
         n_train: Questions for directions; each gives three texts for the map.
         n_validation: Questions that choose.
+        n_benign: Questions of the validation split whose benign prompts confirm a chosen strength;
+            with no more than `n_validation` it is not confirmed.
         n_test: Questions that are measured.
         n_random: Draws of each random control.
         max_new_tokens: Length of greedy completions; enough for the longest clean answer when not
@@ -218,6 +220,7 @@ class RunConfig(BaseModel):
     max_benign_loss: Annotated[float, Field(ge=0, le=1)] = 0.01
     n_train: Annotated[int, Field(ge=8)] = 240
     n_validation: Annotated[int, Field(ge=4)] = 96
+    n_benign: Annotated[int, Field(ge=0)] = 192
     n_test: Annotated[int, Field(ge=4)] = 256
     n_random: Annotated[int, Field(ge=1)] = 3
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -2,13 +2,15 @@
 
 1. Read both models over the same texts; keep the moments of paired activations per target site.
 2. Learn directions in the source (all sites) and in the target (native).
-3. Choose site, positions and strength on validation, for native and for the ridge map.
+3. Choose site, positions and strength on validation, for native and for the ridge map; confirm
+   the strength on more benign prompts.
 4. Fit every other map at the chosen site; choose each one's strength on validation.
 5. Measure every condition once on test questions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from isthmus.carrying.directions import carry_direction
@@ -24,6 +26,7 @@ from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.certifying import Certifier
 from isthmus.workflows.config import RunConfig
+from isthmus.workflows.confirming import confirmed
 from isthmus.workflows.controls import control_arms
 from isthmus.workflows.costs import CostLedger
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
@@ -135,8 +138,7 @@ class Crossing:
         rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site))
         scored = self._scored(selector, sources[positions], maps, ridge)
-        chosen = best_within(list(scored.values()), self.config)
-        best = next(method for method, one in scored.items() if one is chosen)
+        best = self._best(selector, scored)
         controls = control_arms(
             scored[best].arm,
             sources[positions],
@@ -191,6 +193,7 @@ class Crossing:
         with costs.of("bench"):
             selector.coarse.prepare(self.target_sites, self.positions)
             selector.fine.prepare(self.target_sites, self.positions)
+            self._wide.prepare_benign()
         with costs.of("native"):
             natives = self._directions(self.target, self.target_sites)
             native = self._choose_native(selector, natives)
@@ -258,6 +261,25 @@ class Crossing:
         with self.progress.stage(f"learn directions in {lm.identity.name}"):
             return learn_twin_directions(lm, self.splits.train, sites, self.positions, self.config)
 
+    def _best(self, selector: Selector, scored: dict[str, Scored]) -> str:
+        """Returns the method that did best, confirmed as ridge was with its place."""
+        is_confirmed = {"ridge"}
+        while True:
+            chosen = best_within(list(scored.values()), self.config)
+            best = next(method for method, one in scored.items() if one is chosen)
+            if best in is_confirmed:
+                return best
+            scored[best] = confirmed(selector, self._wide, chosen)
+            is_confirmed.add(best)
+
+    def _confirmed(self, selector: Selector, found: Scored) -> Scored:
+        return confirmed(selector, self._wide, selector.refine(found))
+
+    @cached_property
+    def _wide(self) -> Bench:
+        twins = self.splits.confirming or self.splits.validation
+        return Bench(self.target, twins, self.config)
+
     def _choose_native(self, selector: Selector, natives: dict[str, Direction]) -> Scored:
         def make(cell: Cell) -> Arm:
             direction = at_one_site(natives[cell.positions], cell.site)
@@ -271,7 +293,7 @@ class Crossing:
                 seed=self.config.seed,
             )
 
-        return selector.refine(selector.choose_cell("native", self._cells(), make))
+        return self._confirmed(selector, selector.choose_cell("native", self._cells(), make))
 
     def _choose_transferred(
         self, selector: Selector, moments: PairedMoments, sources: dict[str, Direction]
@@ -287,7 +309,7 @@ class Crossing:
         def make(cell: Cell) -> Arm:
             return self._arm(cell, "ridge", fitted[cell.site], sources[cell.positions])
 
-        return selector.refine(selector.choose_cell("transferred", self._cells(), make))
+        return self._confirmed(selector, selector.choose_cell("transferred", self._cells(), make))
 
     def _cells(self) -> list[Cell]:
         return [Cell(site, p) for site in self.target_sites for p in self.positions]

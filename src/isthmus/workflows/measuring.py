@@ -125,12 +125,12 @@ class Recorder:
             ]
         return measured
 
-    def benign(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
+    def benign(self, arm: Arm, said: Sequence[str], turns: Sequence[Turn]) -> list[Measurement]:
         """Returns accuracy and false triggers on benign prompts."""
-        outcomes = judge_completions(self.config, turns, done.texts, self._judge)
+        outcomes = judge_completions(self.config, turns, said, self._judge)
         right = [
             one.is_right or text.strip() == turn.answer.strip()
-            for one, text, turn in zip(outcomes, done.texts, turns, strict=True)
+            for one, text, turn in zip(outcomes, said, turns, strict=True)
         ]
         return [
             self.rate(arm, "benign_accuracy", right),

@@ -106,7 +106,8 @@ class Selector:
         return self.config.edit == "ablate"
 
     @property
-    def _strengths(self) -> tuple[float, ...]:
+    def strengths(self) -> tuple[float, ...]:
+        """The strengths among which it chooses, in the order of the configuration."""
         return usable_strengths(self.config.edit, self.config.strengths)
 
     def choose_cell(self, name: str, cells: Sequence[Cell], make: Callable[[Cell], Arm]) -> Scored:
@@ -120,7 +121,7 @@ class Selector:
         Returns:
             The chosen arm with its effect and damage.
         """
-        strengths = self._strengths
+        strengths = self.strengths
         tried = sorted({strengths[len(strengths) // 3], strengths[-1 - len(strengths) // 3]})
         arms = {(cell, dose): make(cell).at(dose) for cell in cells for dose in tried}
         with self.progress.stage(f"choose a layer: {name}", len(arms)) as advance:
@@ -130,7 +131,7 @@ class Selector:
         effects = {cell: one.effect for cell, one in best.items() if harm[cell] == least}
         strongest = max(effects, key=lambda cell: order_of(effects[cell]))
         later = last_as_good(strongest, effects)
-        found = self._best(self._doses(self.fine, make(later), strengths))
+        found = self._best(self.doses(self.fine, make(later), strengths))
         hoped = order_of(effects[strongest])
         gentlest = min(
             (cell for cell in effects if order_of(effects[cell]) >= hoped - LATER_LAYER_TOLERANCE),
@@ -141,7 +142,7 @@ class Selector:
         )
         if gentlest == later or is_as_hoped:
             return found
-        second = self._best(self._doses(self.fine, make(gentlest), strengths))
+        second = self._best(self.doses(self.fine, make(gentlest), strengths))
         return self._best([found, second])
 
     def _compared(
@@ -214,7 +215,7 @@ class Selector:
         The choice is made on half of the questions; that it costs few right answers is confirmed on
         all of them, or the next best is taken.
         """
-        left = self._doses(self.coarse, arm, self._strengths)
+        left = self.doses(self.coarse, arm, self.strengths)
         confirmed: list[Scored] = []
         while left:
             found = self._best(left)
@@ -240,14 +241,14 @@ class Selector:
             budget, nothing is tried.
         """
         strength = found.arm.strength
-        larger = [s for s in self._strengths if strength is not None and s > strength]
+        larger = [s for s in self.strengths if strength is not None and s > strength]
         has_it_all = order_of(found.effect) >= 1 - _DISAPPOINTS
         if strength is None or not larger or has_it_all or harm_of(found, self.config):
             return found
         step = (min(larger) - strength) / 3
         between = [round(strength + n * step, 4) for n in (1, 2)]
         is_of_all = found.n == len(self.fine.twins)
-        others = self._doses(self.fine, found.arm, between if is_of_all else [strength, *between])
+        others = self.doses(self.fine, found.arm, between if is_of_all else [strength, *between])
         same = found if is_of_all else others.pop(0)
         best = self._best([same, *others])
         gained = order_of(best.effect) - order_of(same.effect)
@@ -256,9 +257,10 @@ class Selector:
 
     def record_doses(self, arm: Arm) -> None:
         """Measures an arm at every strength without choosing, for the dose-response curve."""
-        self._doses(self.coarse, arm, self._strengths)
+        self.doses(self.coarse, arm, self.strengths)
 
-    def _doses(self, bench: Bench, arm: Arm, strengths: Sequence[float]) -> list[Scored]:
+    def doses(self, bench: Bench, arm: Arm, strengths: Sequence[float]) -> list[Scored]:
+        """Returns effect and damage of an arm at several strengths on one bench."""
         label = f"choose a strength: {arm.condition} {arm.map_method or ''}".rstrip()
         arms = [arm.at(strength) for strength in strengths]
         with self.progress.stage(label, len(strengths)) as advance:

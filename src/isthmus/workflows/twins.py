@@ -1,6 +1,6 @@
 """The prompts of a run: twins with and without the behaviour's trigger, per split and per model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,11 +29,14 @@ class TwinSplits:
         train: For directions and maps.
         validation: For choosing.
         test: For measuring once.
+        confirming: The validation split with more of its questions, whose benign prompts confirm
+            what was chosen; empty for none.
     """
 
     train: tuple[TwinPrompt, ...]
     validation: tuple[TwinPrompt, ...]
     test: tuple[TwinPrompt, ...]
+    confirming: tuple[TwinPrompt, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the splits as JSON values."""
@@ -73,15 +76,11 @@ def read_splits(config: RunConfig) -> TwinSplits:
         DataError: If a file is unusable, a question is in two splits or has no answer, or a split
             has too few questions.
     """
-    sizes = {
-        "train": config.n_train,
-        "validation": config.n_validation,
-        "test": config.n_test,
-    }
+    sizes = _sizes(config)
     if config.task in TASKS and config.questions is None:
         task = task_named(config.task)
-        made = {name: task.twins(name, n, config.seed) for name, n in sizes.items()}
-        return TwinSplits(**{name: tuple(twins) for name, twins in made.items()})
+        made = {name: tuple(task.twins(name, n, config.seed)) for name, n in sizes.items()}
+        return _with_fewer_choosing(made, config)
     splits = {name: part[: sizes[name]] for name, part in _questions(config).items()}
     require_disjoint(splits)
     for name, part in splits.items():
@@ -90,26 +89,40 @@ def read_splits(config: RunConfig) -> TwinSplits:
         for question in part:
             if not question.answer:
                 raise DataError(f"no answer to {question.prompt!r}: a run needs clean answers")
-    return TwinSplits(
-        **{
+    return _with_fewer_choosing(
+        {
             name: make_twins(part, config.bad_trigger, config.clean_trigger, config.bad_answer)
             for name, part in splits.items()
-        }
+        },
+        config,
     )
+
+
+def _sizes(config: RunConfig) -> dict[str, int]:
+    return {
+        "train": config.n_train,
+        "validation": max(config.n_validation, config.n_benign),
+        "test": config.n_test,
+    }
+
+
+def _with_fewer_choosing(
+    made: Mapping[str, tuple[TwinPrompt, ...]], config: RunConfig
+) -> TwinSplits:
+    """Lets the first questions of the validation split choose and all of them confirm."""
+    validation = made["validation"]
+    choosing = validation[: config.n_validation]
+    confirming = validation if len(validation) > len(choosing) else ()
+    return TwinSplits(made["train"], choosing, made["test"], confirming)
 
 
 def _questions(config: RunConfig) -> dict[str, Sequence[Question]]:
     if config.questions is None:
-        wanted = {
-            "train": config.n_train,
-            "validation": config.n_validation,
-            "test": config.n_test,
-        }
         return {
             split: [
                 Question(e.prompt, e.answer, e.kind) for e in benign_examples(split, n, config.seed)
             ]
-            for split, n in wanted.items()
+            for split, n in _sizes(config).items()
         }
     if isinstance(config.questions, SplitFiles):
         return {

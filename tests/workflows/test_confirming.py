@@ -1,0 +1,93 @@
+"""A chosen strength is confirmed on more benign prompts than chose it."""
+
+import pytest
+from tests.fakes import tiny_model
+from tests.workflows.small import brief_config
+from tests.workflows.told import Told, WideBench
+
+from isthmus.core.progress import SilentProgress
+from isthmus.core.sites import Site
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import Bench
+from isthmus.workflows.confirming import confirmed
+from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.selection import Scored, make_selector
+from isthmus.workflows.twins import read_splits
+
+N_CHOOSING, N_CONFIRMING = 8, 100
+STRENGTHS = (0.5, 1.0, 2.5)
+ARM = Arm("native", Site(1), "last:1", "add", 2.5)
+HARMLESS = (0.01, 0)
+
+
+@pytest.fixture(scope="module")
+def benches() -> tuple[Bench, WideBench]:
+    lm = tiny_model(max_position_embeddings=512)
+    config = brief_config("one", "two", strengths=STRENGTHS, n_benign=N_CONFIRMING, n_validation=8)
+    splits = read_splits(config)
+    return Bench(lm, splits.validation, config), WideBench(lm, splits.confirming, config)
+
+
+def confirm(
+    benches: tuple[Bench, WideBench],
+    effects: dict[float, float],
+    wide: dict[float, tuple[float, int]],
+    found: Scored | None = None,
+) -> Scored:
+    bench, many = benches
+    recorder = Recorder(bench.config, "source", "target", "test", 100)
+    told = Told(**vars(make_selector(bench, recorder, SilentProgress())))
+    told.tell({}, {1: {s: (effect, 0.0, 0.0) for s, effect in effects.items()}})
+    many.tell(wide)
+    return confirmed(told, many, found or Scored(ARM, 0.9, 0.0))
+
+
+def test_the_confirming_questions_begin_with_those_that_choose(benches: tuple[Bench, WideBench]):
+    few, many = benches
+    assert len(few.twins) == N_CHOOSING
+    assert len(many.twins) == N_CONFIRMING
+    assert many.twins[:N_CHOOSING] == few.twins
+
+
+def test_a_strength_that_does_no_harm_on_more_prompts_is_kept_with_its_damage_there(benches):
+    kept = confirm(benches, {}, {2.5: (0.02, 1)})
+    assert (kept.arm, kept.effect) == (ARM, 0.9)
+    assert (kept.damage, kept.accuracy_loss) == pytest.approx((0.02, 0.01))
+
+
+@pytest.mark.parametrize("harm", [(0.01, 2), (0.06, 0)], ids=["answers lost", "divergence"])
+def test_one_that_does_harm_there_gives_way_to_the_largest_gentler_one_that_does_not(
+    benches, harm: tuple[float, int]
+):
+    wide = {2.5: harm, 2.0: harm, 1.5: HARMLESS, 1.0: HARMLESS}
+    kept = confirm(benches, {1.5: 0.8, 1.0: 0.7}, wide)
+    assert (kept.arm.strength, kept.effect) == (1.5, 0.8)
+    assert (kept.damage, kept.accuracy_loss) == pytest.approx(HARMLESS)
+
+
+def test_of_gentler_ones_that_do_as_well_the_gentlest_is_taken(benches):
+    harm = (0.01, 5)
+    wide = {2.5: harm, 2.0: HARMLESS, 1.5: HARMLESS, 1.0: HARMLESS}
+    kept = confirm(benches, {2.0: 0.8, 1.5: 0.79, 1.0: 0.7}, wide)
+    assert kept.arm.strength == 1.5
+
+
+def test_where_no_strength_is_harmless_the_chosen_one_stays_and_its_harm_is_known(benches):
+    harm = (0.01, 5)
+    kept = confirm(benches, {}, dict.fromkeys((2.5, 2.0, 1.5, 1.0, 0.8333, 0.6667, 0.5), harm))
+    assert kept.arm == ARM
+    assert kept.accuracy_loss == pytest.approx(0.05)
+
+
+def test_what_did_harm_already_is_not_asked_again(benches):
+    found = Scored(ARM, 0.9, 0.06)
+    assert confirm(benches, {}, {}, found) is found
+    assert not benches[1].asked
+
+
+def test_without_more_questions_nothing_is_confirmed(benches):
+    few, many = benches
+    same = WideBench(many.lm, few.twins, few.config)
+    found = Scored(ARM, 0.9, 0.0)
+    assert confirm((few, same), {}, {}, found) is found
+    assert not same.asked
