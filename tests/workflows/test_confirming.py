@@ -79,6 +79,21 @@ def test_where_no_strength_is_harmless_the_chosen_one_stays_and_its_harm_is_know
     assert kept.accuracy_loss == pytest.approx(0.05)
 
 
+def test_where_divergence_alone_can_be_kept_the_largest_that_keeps_it_is_taken(benches):
+    wide = dict.fromkeys((2.5, 2.0), (0.06, 5)) | dict.fromkeys(
+        (1.5, 1.0, 0.8333, 0.6667, 0.5), (0.04, 5)
+    )
+    kept = confirm(benches, {1.5: 0.8}, wide)
+    assert (kept.arm.strength, kept.effect) == (1.5, 0.8)
+    assert (kept.damage, kept.accuracy_loss) == pytest.approx((0.04, 0.05))
+
+
+def test_where_nothing_keeps_a_budget_the_least_damaging_is_taken(benches):
+    sizes = (2.5, 2.0, 1.5, 1.0, 0.8333, 0.6667, 0.5)
+    kept = confirm(benches, {0.5: 0.1}, {s: (0.06 + s / 100, 5) for s in sizes})
+    assert (kept.arm.strength, kept.effect) == (0.5, 0.1)
+
+
 def test_what_did_harm_already_is_not_asked_again(benches):
     found = Scored(ARM, 0.9, 0.06)
     assert confirm(benches, {}, {}, found) is found

@@ -13,6 +13,7 @@ from dataclasses import replace
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.selection import (
     LATER_LAYER_TOLERANCE,
+    WITHIN_KL,
     Scored,
     Selector,
     harm_of,
@@ -33,8 +34,9 @@ def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
 
     Returns:
         `found`, or a gentler strength at its place, with the damage on the benign prompts of
-        `wide`. `found` where no strength keeps both budgets there, where it kept them on fewer
-        prompts no more, and where there are no more prompts.
+        `wide`. Where none keeps both budgets there, the largest that keeps that of divergence,
+        else the least damaging. `found` unchanged where it kept them not even on fewer prompts,
+        and where there are no more prompts.
     """
     if len(wide.twins) <= len(selector.fine.twins) or harm_of(found, selector.config):
         return found
@@ -42,17 +44,30 @@ def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
     first = _on_more_prompts(wide, found)
     if strength is None or not harm_of(first, selector.config):
         return first
-    kept, top = first, -math.inf
+    kept, top, harmful = None, -math.inf, [first]
     for dose in _gentler(strength, selector.strengths):
         tried = _on_more_prompts(wide, replace(found, arm=found.arm.at(dose)))
         if harm_of(tried, selector.config):
+            harmful.append(tried)
             continue
-        (again,) = selector.doses(selector.fine, tried.arm, [dose])
+        again = _with_effect(selector, tried)
         if order_of(again.effect) < top - LATER_LAYER_TOLERANCE:
             break
-        top = max(top, order_of(again.effect))
-        kept = replace(again, damage=tried.damage, accuracy_loss=tried.accuracy_loss)
-    return kept
+        kept, top = again, max(top, order_of(again.effect))
+    if kept is not None:
+        return kept
+    # As where nothing keeps both budgets while places are chosen: divergence counts alone.
+    within_kl = (one for one in harmful if harm_of(one, selector.config) == WITHIN_KL)
+    least = next(within_kl, min(harmful, key=lambda one: one.damage))
+    return first if least is first else _with_effect(selector, least)
+
+
+def _with_effect(selector: Selector, tried: Scored) -> Scored:
+    """Returns an arm with its effect and, as known from more prompts, its damage."""
+    if tried.arm.strength is None:
+        return tried
+    (again,) = selector.doses(selector.fine, tried.arm, [tried.arm.strength])
+    return replace(again, damage=tried.damage, accuracy_loss=tried.accuracy_loss)
 
 
 def _gentler(strength: float, strengths: Sequence[float]) -> list[float]:

@@ -33,7 +33,8 @@ LATER_LAYER_TOLERANCE = 0.02
 _RESAMPLES = 400
 _DISAPPOINTS = 0.05
 """How far all questions may fall behind half of them before another place is tried."""
-_WITHIN_KL = 1
+WITHIN_KL = 1
+"""What `harm_of` says of what keeps the budget of divergence alone."""
 _AT_ONCE = 4
 """Arms whose damage is measured together while one that keeps the budgets is looked for."""
 _SCORED_AT_ONCE = 16
@@ -306,7 +307,7 @@ def best_within(scored: Sequence[Scored], config: RunConfig) -> Scored:
         damaging.
     """
     least = min(harm_of(one, config) for one in scored)
-    if least > _WITHIN_KL:
+    if least > WITHIN_KL:
         return min(scored, key=lambda one: one.damage)
     return max((one for one in scored if harm_of(one, config) == least), key=rank)
 
@@ -322,8 +323,8 @@ def harm_of(scored: Scored, config: RunConfig) -> int:
         0 within both budgets, 1 within that of divergence alone, 2 beyond it.
     """
     if scored.damage > config.max_benign_kl:
-        return _WITHIN_KL + 1
-    return _WITHIN_KL if scored.accuracy_loss > config.max_benign_loss else 0
+        return WITHIN_KL + 1
+    return WITHIN_KL if scored.accuracy_loss > config.max_benign_loss else 0
 
 
 def last_as_good(best: Cell, effects: Mapping[Cell, float]) -> Cell:
