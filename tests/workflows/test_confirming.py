@@ -49,10 +49,19 @@ def test_the_confirming_questions_begin_with_those_that_choose(benches: tuple[Be
     assert many.twins[:N_CHOOSING] == few.twins
 
 
-def test_a_strength_that_does_no_harm_on_more_prompts_is_kept_with_its_damage_there(benches):
-    kept = confirm(benches, {}, {2.5: (0.02, 1)})
-    assert (kept.arm, kept.effect) == (ARM, 0.9)
-    assert (kept.damage, kept.accuracy_loss) == pytest.approx((0.02, 0.01))
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_strength_that_does_no_harm_on_more_prompts_is_kept(benches, lost: int):
+    found = Scored(ARM, 0.9, 0.0)
+    assert confirm(benches, {}, {2.5: (0.02, lost)}, found) is found
+
+
+def test_one_lost_answer_is_no_harm_however_few_are_asked(benches):
+    few, many = benches
+    wide = WideBench(many.lm, many.twins[:20], many.config)
+    found = Scored(ARM, 0.9, 0.0)
+    assert confirm((few, wide), {}, {2.5: (0.02, 1)}, found) is found
+    gentler = confirm((few, wide), {2.0: 0.8}, {2.5: (0.02, 2), 2.0: (0.02, 1)}, found)
+    assert gentler.arm.strength == 2.0
 
 
 @pytest.mark.parametrize("harm", [(0.01, 2), (0.06, 0)], ids=["answers lost", "divergence"])
@@ -60,16 +69,8 @@ def test_one_that_does_harm_there_gives_way_to_the_largest_gentler_one_that_does
     benches, harm: tuple[float, int]
 ):
     wide = {2.5: harm, 2.0: harm, 1.5: HARMLESS, 1.0: HARMLESS}
-    kept = confirm(benches, {1.5: 0.8, 1.0: 0.7}, wide)
+    kept = confirm(benches, {1.5: 0.8, 1.0: 0.9}, wide)
     assert (kept.arm.strength, kept.effect) == (1.5, 0.8)
-    assert (kept.damage, kept.accuracy_loss) == pytest.approx(HARMLESS)
-
-
-def test_of_gentler_ones_that_do_as_well_the_gentlest_is_taken(benches):
-    harm = (0.01, 5)
-    wide = {2.5: harm, 2.0: HARMLESS, 1.5: HARMLESS, 1.0: HARMLESS}
-    kept = confirm(benches, {2.0: 0.8, 1.5: 0.79, 1.0: 0.7}, wide)
-    assert kept.arm.strength == 1.5
 
 
 def test_where_no_strength_is_harmless_the_chosen_one_stays_and_its_harm_is_known(benches):

@@ -2,30 +2,24 @@
 
 Few prompts that all stay right say little: of 48, none is lost in one case of four where three in a
 hundred are. What validation chose is therefore read once on the benign prompts of more questions,
-and where it does harm there, a gentler strength is taken.
+and where it does harm there, the next gentler strength is taken that does not.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.selection import (
-    LATER_LAYER_TOLERANCE,
     WITHIN_KL,
     Scored,
     Selector,
     harm_of,
-    order_of,
 )
 
 
 def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
-    """Returns a chosen strength, or where it does harm on more prompts, a gentler one.
-
-    Of the gentler ones that keep both budgets there, the gentlest is taken whose effect is as good
-    as the best's up to `LATER_LAYER_TOLERANCE`: the largest that just keeps them owes it to chance.
+    """Returns a chosen strength, or where it does harm on more prompts, the next gentler one.
 
     Args:
         selector: What chose.
@@ -33,37 +27,39 @@ def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
         found: What was chosen; left unchanged.
 
     Returns:
-        `found`, or a gentler strength at its place, with the damage on the benign prompts of
-        `wide`. Where none keeps both budgets there, the largest that keeps that of divergence,
-        else the least damaging. `found` unchanged where it kept them not even on fewer prompts,
-        and where there are no more prompts.
+        `found` where it keeps both budgets on the benign prompts of `wide`, where it kept them not
+        even on fewer, and where there are no more. Else the largest gentler strength at its place
+        that keeps them on all; where none does, the largest that keeps that of divergence, else
+        the least damaging, with its damage on the prompts of `wide`.
     """
     if len(wide.twins) <= len(selector.fine.twins) or harm_of(found, selector.config):
         return found
     strength = found.arm.strength
     first = _on_more_prompts(wide, found)
-    if strength is None or not harm_of(first, selector.config):
-        return first
-    kept, top, harmful = None, -math.inf, [first]
+    if strength is None or not _harm_of(first, selector, wide):
+        return found
+    harmful = [first]
     for dose in _gentler(strength, selector.strengths):
         tried = _on_more_prompts(wide, replace(found, arm=found.arm.at(dose)))
-        if harm_of(tried, selector.config):
+        if _harm_of(tried, selector, wide):
             harmful.append(tried)
             continue
-        again = _with_effect(selector, tried)
-        if order_of(again.effect) < top - LATER_LAYER_TOLERANCE:
-            break
-        kept, top = again, max(top, order_of(again.effect))
-    if kept is not None:
-        return kept
+        (again,) = selector.doses(selector.fine, tried.arm, [dose])
+        if not harm_of(again, selector.config):
+            return again
     # As where nothing keeps both budgets while places are chosen: divergence counts alone.
     within_kl = (one for one in harmful if harm_of(one, selector.config) == WITHIN_KL)
     least = next(within_kl, min(harmful, key=lambda one: one.damage))
     return first if least is first else _with_effect(selector, least)
 
 
+def _harm_of(tried: Scored, selector: Selector, wide: Bench) -> int:
+    # One lost answer of fewer than a hundred is more than a hundredth, and no sign of harm.
+    n_lost = round(tried.accuracy_loss * len(wide.encoded.benign))
+    return harm_of(replace(tried, accuracy_loss=0.0) if n_lost <= 1 else tried, selector.config)
+
+
 def _with_effect(selector: Selector, tried: Scored) -> Scored:
-    """Returns an arm with its effect and, as known from more prompts, its damage."""
     if tried.arm.strength is None:
         return tried
     (again,) = selector.doses(selector.fine, tried.arm, [tried.arm.strength])
