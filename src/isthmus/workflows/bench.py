@@ -117,10 +117,6 @@ class Bench:
         self._read_as_expected(self.encoded.benign)
         _ = self.untouched, self._benign_logprobs
 
-    def prepare_benign(self) -> None:
-        """Computes what the untouched target predicts on benign prompts alone."""
-        _ = self._benign_logprobs
-
     def _read_as_expected(self, texts: Sequence[EncodedText]) -> bool:
         """Reads texts for the arms that are expected; returns False where none are."""
         if self._expected is None:

@@ -17,6 +17,7 @@ from isthmus.carrying.directions import carry_direction
 from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
+from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement
 from isthmus.maps.files import FittedMap
@@ -35,7 +36,13 @@ from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_mo
 from isthmus.workflows.selection import Cell, Scored, Selector, best_within, make_selector
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_directions
-from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates
+from isthmus.workflows.twins import (
+    EncodedTwins,
+    TwinSplits,
+    encode_twins,
+    map_texts,
+    position_candidates,
+)
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
 EFFECT_METRICS = ("recovery", "recovery_induction", "swap")
@@ -193,7 +200,6 @@ class Crossing:
         with costs.of("bench"):
             selector.coarse.prepare(self.target_sites, self.positions)
             selector.fine.prepare(self.target_sites, self.positions)
-            self._wide.prepare_benign()
         with costs.of("native"):
             natives = self._directions(self.target, self.target_sites)
             native = self._choose_native(selector, natives)
@@ -269,16 +275,23 @@ class Crossing:
             best = next(method for method, one in scored.items() if one is chosen)
             if best in is_confirmed:
                 return best
-            scored[best] = confirmed(selector, self._wide, chosen)
+            scored[best] = confirmed(selector, self._wide(), chosen)
             is_confirmed.add(best)
 
     def _confirmed(self, selector: Selector, found: Scored) -> Scored:
-        return confirmed(selector, self._wide, selector.refine(found))
+        return confirmed(selector, self._wide(), selector.refine(found))
+
+    def _wide(self) -> Bench:
+        # A new one each time: who is confirmed first must not pay for what others use, too.
+        return Bench(self.target, self._confirming, self.config, self._confirming_encoded)
+
+    @property
+    def _confirming(self) -> Sequence[TwinPrompt]:
+        return self.splits.confirming or self.splits.validation
 
     @cached_property
-    def _wide(self) -> Bench:
-        twins = self.splits.confirming or self.splits.validation
-        return Bench(self.target, twins, self.config)
+    def _confirming_encoded(self) -> EncodedTwins:
+        return encode_twins(self.target, self._confirming)
 
     def _choose_native(self, selector: Selector, natives: dict[str, Direction]) -> Scored:
         def make(cell: Cell) -> Arm:
