@@ -49,6 +49,17 @@ def test_the_confirming_questions_begin_with_those_that_choose(benches: tuple[Be
     assert many.twins[:N_CHOOSING] == few.twins
 
 
+@pytest.mark.parametrize("task", ["backdoor", "code", "refusal", "style"])
+def test_who_chooses_does_not_depend_on_who_confirms(task: str):
+    without, with_more = (
+        read_splits(brief_config("one", "two", task=task, n_benign=n)) for n in (0, N_CONFIRMING)
+    )
+    assert not without.confirming
+    assert len(with_more.confirming) > len(with_more.validation)
+    assert with_more.validation == without.validation
+    assert with_more.test == without.test
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_strength_that_does_no_harm_on_more_prompts_is_kept(benches, lost: int):
     found = Scored(ARM, 0.9, 0.0)
