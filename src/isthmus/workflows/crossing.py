@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,14 @@ from isthmus.workflows.costs import CostLedger
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
-from isthmus.workflows.selection import Cell, Scored, Selector, best_within, make_selector
+from isthmus.workflows.selection import (
+    Cell,
+    Scored,
+    Selector,
+    best_within,
+    harm_of,
+    make_selector,
+)
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_directions
 from isthmus.workflows.twins import (
@@ -145,7 +153,7 @@ class Crossing:
         rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site))
         scored = self._scored(selector, sources[positions], maps, ridge)
-        best = self._best(selector, scored)
+        best = self._best(selector, scored, costs)
         controls = control_arms(
             scored[best].arm,
             sources[positions],
@@ -174,7 +182,7 @@ class Crossing:
                 *selector.measured,
                 *tested.measurements,
                 *quality,
-                *costs.measurements(recorder, (native.arm, ridge.arm)),
+                *costs.measurements(recorder, (native.arm, scored.get("ridge", ridge).arm)),
             ],
             completions={"source": names[0], "target": names[1], "rows": tested.rows},
             source_direction=sources[positions],
@@ -267,19 +275,23 @@ class Crossing:
         with self.progress.stage(f"learn directions in {lm.identity.name}"):
             return learn_twin_directions(lm, self.splits.train, sites, self.positions, self.config)
 
-    def _best(self, selector: Selector, scored: dict[str, Scored]) -> str:
-        """Returns the method that did best, confirmed as ridge was with its place."""
-        is_confirmed = {"ridge"}
+    def _best(self, selector: Selector, scored: dict[str, Scored], costs: CostLedger) -> str:
+        """Returns the method that did best at a strength that is confirmed.
+
+        A gentler strength that does less competes anew; where none is harmless the method stands,
+        for another that is not confirmed either may do less and be no better.
+        """
+        is_confirmed: set[str] = set()
         while True:
             chosen = best_within(list(scored.values()), self.config)
             best = next(method for method, one in scored.items() if one is chosen)
             if best in is_confirmed:
                 return best
-            scored[best] = confirmed(selector, self._wide(), chosen)
+            with costs.of("place") if best == "ridge" else nullcontext():
+                scored[best] = confirmed(selector, self._wide(), chosen)
             is_confirmed.add(best)
-
-    def _confirmed(self, selector: Selector, found: Scored) -> Scored:
-        return confirmed(selector, self._wide(), selector.refine(found))
+            if harm_of(scored[best], self.config):
+                return best
 
     def _wide(self) -> Bench:
         # A new one each time: who is confirmed first must not pay for what others use, too.
@@ -306,7 +318,8 @@ class Crossing:
                 seed=self.config.seed,
             )
 
-        return self._confirmed(selector, selector.choose_cell("native", self._cells(), make))
+        found = selector.refine(selector.choose_cell("native", self._cells(), make))
+        return confirmed(selector, self._wide(), found)
 
     def _choose_transferred(
         self, selector: Selector, moments: PairedMoments, sources: dict[str, Direction]
@@ -322,7 +335,7 @@ class Crossing:
         def make(cell: Cell) -> Arm:
             return self._arm(cell, "ridge", fitted[cell.site], sources[cell.positions])
 
-        return self._confirmed(selector, selector.choose_cell("transferred", self._cells(), make))
+        return selector.refine(selector.choose_cell("transferred", self._cells(), make))
 
     def _cells(self) -> list[Cell]:
         return [Cell(site, p) for site in self.target_sites for p in self.positions]
