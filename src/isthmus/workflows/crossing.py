@@ -278,8 +278,8 @@ class Crossing:
     def _best(self, selector: Selector, scored: dict[str, Scored], costs: CostLedger) -> str:
         """Returns the method that did best at a strength that is confirmed.
 
-        A gentler strength that does less competes anew; where none is harmless the method stands,
-        for another that is not confirmed either may do less and be no better.
+        A gentler strength competes anew. Where none is harmless the method stands: others, whose
+        harmlessness is as unsure, would take its place with less effect.
         """
         is_confirmed: set[str] = set()
         while True:
