@@ -10,12 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from isthmus.workflows.bench import Bench
-from isthmus.workflows.selection import (
-    WITHIN_KL,
-    Scored,
-    Selector,
-    harm_of,
-)
+from isthmus.workflows.selection import WITHIN_KL, Scored, Selector, harm_of, two_between
 
 
 def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
@@ -71,8 +66,7 @@ def _gentler(strength: float, strengths: Sequence[float]) -> list[float]:
     below = sorted((s for s in strengths if s < strength), reverse=True)
     found = []
     for upper, lower in itertools.pairwise([strength, *below]):
-        step = (upper - lower) / 3
-        found += [round(upper - step, 4), round(upper - 2 * step, 4), lower]
+        found += [*two_between(upper, lower), lower]
     return found
 
 

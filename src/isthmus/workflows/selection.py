@@ -82,6 +82,12 @@ def usable_strengths(edit: EditKind, strengths: Sequence[float]) -> tuple[float,
     return (1.0,) if edit in {"ablate", "replace"} else tuple(strengths)
 
 
+def two_between(first: float, last: float) -> tuple[float, float]:
+    """Returns two strengths evenly between two others, in their order."""
+    step = (last - first) / 3
+    return round(first + step, 4), round(first + 2 * step, 4)
+
+
 @dataclass
 class Selector:
     """Chooses for the arms of one crossing and keeps what it measured.
@@ -246,8 +252,7 @@ class Selector:
         has_it_all = order_of(found.effect) >= 1 - _DISAPPOINTS
         if strength is None or not larger or has_it_all or harm_of(found, self.config):
             return found
-        step = (min(larger) - strength) / 3
-        between = [round(strength + n * step, 4) for n in (1, 2)]
+        between = list(two_between(strength, min(larger)))
         is_of_all = found.n == len(self.fine.twins)
         others = self.doses(self.fine, found.arm, between if is_of_all else [strength, *between])
         same = found if is_of_all else others.pop(0)
