@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from isthmus.core.errors import ShapeError
+from isthmus.models.live_rows import LiveRows
 
 
 @dataclass
@@ -17,12 +18,14 @@ class Chunk:
         width: Positions per row.
         offset: Positions that the key-value cache held before.
         cache: The cache of the pass, if it has one.
+        live: Which part of the batch is still run; all of it if nobody says.
     """
 
     batch: int = 0
     width: int = 0
     offset: int = 0
     cache: Cache | None = None
+    live: LiveRows | None = None
 
     def move_to(self, shape: tuple[int, int], cache: Cache | None) -> None:
         """Notes which positions the next pass computes.
@@ -37,7 +40,8 @@ class Chunk:
         if cache is None or not cache.layers:
             self.offset = 0
         elif any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-            self.offset = int(cache.get_seq_length())
+            n_cut = 0 if self.live is None else self.live.n_cut
+            self.offset = int(cache.get_seq_length()) + n_cut
         else:
             self.offset = self._read_by_recurrence(cache)
         self.cache = cache

@@ -4,19 +4,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from inspect import signature
-from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, NoEditError
 from isthmus.core.texts import EncodedText, pad_batch
 from isthmus.models.batching import PlaceEdits, check_open, check_texts, no_edits
+from isthmus.models.decoding import next_token_ids, read_prompts
 from isthmus.models.decoding_requests import DecodingRequest, Ending, NewToken, of_like_length
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
@@ -70,7 +66,6 @@ class ContinuousDecoder:
         self.merge = merge
         self.n_slots = n_slots
         self.max_cached_tokens = max_cached_tokens
-        self._accepted = set(signature(lm.model.forward).parameters)
         self._lock = threading.Lock()
         self._waiting: deque[DecodingRequest] = deque()
         self._running: list[DecodingRequest] = []
@@ -222,7 +217,7 @@ class ContinuousDecoder:
         rows, held = self._rows, self._rows.held()
         try:
             with editing(self.lm.layout, self._edits) as count:
-                ids = self._forward(rows, self._next_ids[:, None], rows.next_positions())
+                ids = next_token_ids(self.lm, rows, self._next_ids[:, None], rows.next_positions())
             found = ids.tolist()
         except BaseException:
             rows.put_back(held)
@@ -271,14 +266,9 @@ class ContinuousDecoder:
         lengths, width = [len(one.text) for one in group], batch.token_ids.shape[1]
         spans = [(width - length, width) for length in lengths]
         edits = self.merge([_widened(one.placed, width) for one in group], spans)
-        rows = RowCache(DynamicCache(), [0] * len(group), self.lm.device)
-        mask = batch.is_real.to(self.lm.device).long()
-        # Positions of padding do not matter, but must exist.
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
         with editing(self.lm.layout, edits) as count:
-            ids = self._forward(rows, batch.token_ids.to(self.lm.device), positions, mask)
+            rows, ids = read_prompts(self.lm, batch)
         found = ids.tolist()
-        rows = RowCache(rows.cache, lengths, self.lm.device)
         if self._rows is None:
             self._rows = rows
         else:
@@ -290,27 +280,6 @@ class ContinuousDecoder:
             self._write(request, token_id, n)
         self._place_anew()
         self._drop_done()
-
-    def _forward(
-        self,
-        rows: RowCache,
-        ids: Int[Tensor, "batch new"],
-        positions: Int[Tensor, "batch new"],
-        mask: Int[Tensor, "batch column"] | None = None,
-    ) -> Int[Tensor, " batch"]:
-        """Runs the model and returns the likeliest next token of every row."""
-        given: dict[str, Any] = {
-            "input_ids": ids,
-            "attention_mask": rows.mask(ids.shape[1]) if mask is None else mask,
-            "past_key_values": rows.cache,
-            "use_cache": True,
-        }
-        if "position_ids" in self._accepted:
-            given["position_ids"] = positions
-        if "logits_to_keep" in self._accepted:
-            given["logits_to_keep"] = 1
-        logits: Tensor = self.lm.model(**given).logits
-        return logits[:, -1].argmax(-1)
 
     def _write(self, request: DecodingRequest, token_id: int, n_edited: int) -> None:
         request.token_ids.append(token_id)

@@ -1,16 +1,9 @@
 """Greedy completions, with or without edits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
-
-from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ConfigError, ModelError
+from isthmus.core.errors import ConfigError
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.models.batching import (
     OnBatch,
@@ -21,8 +14,9 @@ from isthmus.models.batching import (
     no_edits,
     padded_batches,
 )
-from isthmus.models.hooks import editing
+from isthmus.models.decoding import Decoded, decode_greedy
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.prompt_memory import PromptMemory
 
 
 @dataclass(frozen=True)
@@ -73,24 +67,49 @@ def generate_greedy(
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
-    check_texts(lm, prompts, batch_size, n_new=max_new_tokens)
-    check_open(lm, prompts)
-    completions = [""] * len(prompts)
-    n_edited = [0] * len(prompts)
-    for indices, batch in padded_batches(lm, prompts, "left", batch_size):
+
+    def decode(batch: TokenBatch) -> Decoded:
+        return decode_greedy(lm, batch, edits(batch), max_new_tokens)
+
+    _check(lm, prompts, max_new_tokens, batch_size)
+    return _collected(lm, prompts, decode, batch_size, on_batch)
+
+
+def generate_with_memory(
+    memory: PromptMemory,
+    prompts: Sequence[EncodedText],
+    *,
+    max_new_tokens: int,
+    edits: PlaceEdits = no_edits,
+    batch_size: int = 64,
+) -> GenerationResult:
+    """Does what `generate_greedy` does for prompts that many calls continue with other edits.
+
+    Args:
+        memory: What the model holds of prompts; it grows with prompts that are new to it.
+        prompts: What the model continues: all tokens of each text.
+        max_new_tokens: Most tokens per completion, at least 1.
+        edits: Says what to edit in a batch, which is padded on the left.
+        batch_size: Prompts per batch, at least 1.
+
+    Returns:
+        Completions in the order of the prompts, and how much was edited.
+
+    Raises:
+        ConfigError: If `max_new_tokens` or `batch_size` is below 1.
+        DataError: If there is no prompt, or one is empty, too long or already ended.
+        ModelError: If the model cannot generate.
+        SiteError: If an edit is at a site that the model does not have.
+        ShapeError: If an edit does not fit the model or its masks not the batch.
+    """
+    lm = memory.lm
+
+    def decode(batch: TokenBatch) -> Decoded:
         placed = edits(batch)
-        with editing(lm.layout, placed) as count:
-            new_ids = _generate(lm, batch, max_new_tokens)
-        lengths = _completion_lengths(new_ids, lm.eos_ids)
-        n_counted = count.by_row(len(indices))
-        n_idle = _n_after_end(placed, lengths, new_ids.shape[1])
-        for row, index in enumerate(indices):
-            completions[index] = completion_text(lm, new_ids[row, : lengths[row]].tolist())
-            n_edited[index] = n_counted[row] - n_idle[row]
-        on_batch(len(indices))
-    return GenerationResult(tuple(completions), sum(n_edited), tuple(n_edited))
+        return decode_greedy(lm, batch, placed, max_new_tokens, memory.before(batch, placed))
+
+    _check(lm, prompts, max_new_tokens, batch_size)
+    return _collected(lm, prompts, decode, batch_size, ignore)
 
 
 def completion_text(lm: LanguageModel, new_ids: Sequence[int]) -> str:
@@ -101,51 +120,28 @@ def completion_text(lm: LanguageModel, new_ids: Sequence[int]) -> str:
     return str(text).strip()
 
 
-@torch.inference_mode()
-def _generate(
-    lm: LanguageModel, batch: TokenBatch, max_new_tokens: int
-) -> Int[Tensor, "batch new"]:
-    # Values that are left out would be filled from the model's own generation settings.
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=lm.pad_id,
-        eos_token_id=list(lm.eos_ids) or None,
-    )
-    token_ids = batch.token_ids.to(lm.device)
-    mask = batch.is_real.long().to(lm.device)
-    if not isinstance(lm.model, GenerationMixin):
-        raise ModelError(f"{type(lm.model).__name__} cannot generate: load a causal language model")
-    # transformers types `self` of `generate` as a protocol that mypy cannot bind.
-    model: Any = lm.model
-    ids: Tensor = model.generate(
-        input_ids=token_ids, attention_mask=mask, generation_config=settings
-    )
-    return ids[:, token_ids.shape[1] :].cpu()
+def _check(
+    lm: LanguageModel, prompts: Sequence[EncodedText], max_new_tokens: int, batch_size: int
+) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+    check_texts(lm, prompts, batch_size, n_new=max_new_tokens)
+    check_open(lm, prompts)
 
 
-def _completion_lengths(new_ids: Int[Tensor, "batch new"], eos_ids: Sequence[int]) -> list[int]:
-    """Counts the tokens of every row up to its first end token, which counts too."""
-    is_end = torch.isin(new_ids, torch.tensor(eos_ids, dtype=new_ids.dtype))
-    first = is_end.long().argmax(1) + 1
-    return torch.where(is_end.any(1), first, new_ids.shape[1]).tolist()
-
-
-def _n_after_end(placed: Sequence[PlacedEdit], lengths: Sequence[int], n_new: int) -> Sequence[int]:
-    """Counts, row by row, edits at what is fed for rows that ended while others went on."""
-    sites = {one.site for one in placed}
-    n_sites = [0] * len(lengths)
-    for site in sites:
-        masks = [one.generated.cpu() for one in placed if one.site == site]
-        is_edited = torch.stack(masks).any(0).tolist()
-        n_sites = [n + int(here) for n, here in zip(n_sites, is_edited, strict=True)]
-    # The last new token is never fed back.
-    return [max(0, n_new - length) * n for length, n in zip(lengths, n_sites, strict=True)]
+def _collected(
+    lm: LanguageModel,
+    prompts: Sequence[EncodedText],
+    decode: Callable[[TokenBatch], Decoded],
+    batch_size: int,
+    on_batch: OnBatch,
+) -> GenerationResult:
+    completions = [""] * len(prompts)
+    n_edited = [0] * len(prompts)
+    for indices, batch in padded_batches(lm, prompts, "left", batch_size):
+        done = decode(batch)
+        for index, new_ids, n in zip(indices, done.new_ids, done.n_edited, strict=True):
+            completions[index] = completion_text(lm, new_ids)
+            n_edited[index] = n
+        on_batch(len(indices))
+    return GenerationResult(tuple(completions), sum(n_edited), tuple(n_edited))

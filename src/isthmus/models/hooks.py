@@ -16,6 +16,7 @@ from isthmus.core.sites import Site, Stream
 from isthmus.models.calls import Call, TokenMeter
 from isthmus.models.chunks import Chunk
 from isthmus.models.layouts import ModelLayout
+from isthmus.models.live_rows import LiveRows
 from isthmus.models.site_edits import EditCount, SiteEdits, check_chunk, check_edits
 
 Activations = dict[Site, Float[Tensor, "batch pos d_model"]]
@@ -153,7 +154,9 @@ def metering(layout: ModelLayout) -> Iterator[TokenMeter]:
 
 
 @contextmanager
-def editing(layout: ModelLayout, edits: Sequence[PlacedEdit]) -> Iterator[EditCount]:
+def editing(
+    layout: ModelLayout, edits: Sequence[PlacedEdit], live: LiveRows | None = None
+) -> Iterator[EditCount]:
     """Applies edits during the `with` block: x becomes edit(x) where a mask is true.
 
     Every other position keeps its bits. No hook outlives the block, whatever fails in it. Which
@@ -163,6 +166,8 @@ def editing(layout: ModelLayout, edits: Sequence[PlacedEdit]) -> Iterator[EditCo
     Args:
         layout: Where the sites are.
         edits: What to do where; edits of one site act in this order.
+        live: Which rows of the batch are still run, kept up to date by whoever runs them; all of
+            them when not given.
 
     Yields:
         EditCount: What has been edited so far.
@@ -174,7 +179,7 @@ def editing(layout: ModelLayout, edits: Sequence[PlacedEdit]) -> Iterator[EditCo
     """
     check_edits(layout, edits)
     count = EditCount()
-    chunk = Chunk()
+    chunk = Chunk(live=live)
     with ExitStack() as hooks:
         if edits:
             _at_chunk(hooks, layout, chunk, partial(check_chunk, edits[0].given.shape))

@@ -19,6 +19,22 @@ Held = list[tuple[Tensor, Tensor]]
 _GROWING = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
+def growing_cache_fault(lm: LanguageModel) -> str:
+    """Says what a model keeps of a text beside one key and one value per token and layer.
+
+    Args:
+        lm: The model.
+
+    Returns:
+        Names of what layers keep, such as a recurrent state; empty if there is none.
+    """
+    kinds = getattr(lm.model.config.get_text_config(decoder=True), "layer_types", None) or []
+    layers = DynamicCache(config=lm.model.config).layers
+    other = {type(layer).__name__ for layer in layers if type(layer) not in _GROWING}
+    other |= {kind for kind in kinds if kind not in {"full_attention", "sliding_attention"}}
+    return ", ".join(sorted(other))
+
+
 def require_growing_cache(lm: LanguageModel) -> None:
     """Refuses models whose memory of a text is not one key and one value per token and layer.
 
@@ -28,14 +44,10 @@ def require_growing_cache(lm: LanguageModel) -> None:
     Raises:
         ModelError: If a layer keeps a recurrent state, or attends by chunks.
     """
-    kinds = getattr(lm.model.config.get_text_config(decoder=True), "layer_types", None) or []
-    layers = DynamicCache(config=lm.model.config).layers
-    other = {type(layer).__name__ for layer in layers if type(layer) not in _GROWING}
-    other |= {kind for kind in kinds if kind not in {"full_attention", "sliding_attention"}}
-    if other:
+    if other := growing_cache_fault(lm):
         raise ModelError(
-            f"{lm.identity.name} keeps {', '.join(sorted(other))}, which cannot be moved from "
-            "batch to batch: continuous decoding needs attention everywhere, use generate_greedy"
+            f"{lm.identity.name} keeps {other}, which cannot be moved from batch to batch: "
+            "continuous decoding needs attention everywhere, use generate_greedy"
         )
 
 
@@ -109,11 +121,14 @@ class RowCache:
         for layer, (keys, values) in zip(self._layers, held, strict=True):
             layer.keys, layer.values = keys, values
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> int:
         """Drops all other rows, and columns that are then padding in every row.
 
         Args:
             rows: Which rows stay, in their new order; at least one.
+
+        Returns:
+            How many columns were dropped.
         """
         lengths = [self.lengths[row] for row in rows]
         n_dropped = self.width - max(lengths)
@@ -121,6 +136,7 @@ class RowCache:
         self.put_back([_chosen(pair, chosen, n_dropped) for pair in self.held()])
         self.lengths = lengths
         self._note_starts()
+        return n_dropped
 
     def join(self, other: "RowCache") -> None:
         """Puts the rows of another cache behind its own; the shorter one is padded on the left.

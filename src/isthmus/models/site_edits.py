@@ -12,6 +12,7 @@ from isthmus.core.errors import ShapeError
 from isthmus.core.sites import Site
 from isthmus.models.chunks import Chunk
 from isthmus.models.layouts import ModelLayout
+from isthmus.models.live_rows import LiveRows
 
 
 @dataclass
@@ -89,6 +90,7 @@ class SiteEdits:
         self.given = [one.given.cpu() for one in edits]
         self.generated = [one.generated.cpu() for one in edits]
         self.n_given = self.given[0].shape[1]
+        self.live = chunk.live or LiveRows(len(self.generated[0]))
         self.rows = torch.zeros(len(self.generated[0]), dtype=torch.long)
         self.plan: tuple[tuple[int, int], _Plan] | None = None
 
@@ -106,12 +108,9 @@ class SiteEdits:
         if not plan.edits:
             return None
         x = self.chunk.view(value)
-        for placed, mask in plan.edits:
-            edited = placed.edit(x)
-            _check_edited(placed, edited, x)
-            edited = edited.to(x.dtype)
-            x = edited if mask is None else torch.where(mask, edited, x)
-        return x.reshape(value.shape)
+        if self.live.is_whole:
+            return _edited(plan, x).reshape(value.shape)
+        return self.live.gathered(_edited(plan, self.live.spread(x))).reshape(value.shape)
 
     def _plan(self, device: torch.device) -> _Plan:
         chunk = self.chunk
@@ -146,7 +145,8 @@ class SiteEdits:
         n_known = max(0, self.n_seen - start)
         if plan.edits and n_known < self.chunk.width:
             new = plan.is_edited.expand(-1, self.chunk.width)[:, n_known:]
-            self.rows = self.rows + new.sum(1)
+            n_new = new.sum(1)
+            self.rows = self.rows + (n_new if self.live.is_whole else n_new * self.live.mask)
         self.count.rows_by_site[self.site] = self.rows
         self.n_seen = max(self.n_seen, end)
 
@@ -187,9 +187,10 @@ def check_chunk(given: torch.Size, chunk: Chunk) -> None:
     Raises:
         ShapeError: If the pass does not fit.
     """
-    if chunk.batch != given[0]:
+    n_rows = given[0] if chunk.live is None else len(chunk.live.rows)
+    if chunk.batch != n_rows:
         raise ShapeError(
-            f"the model is run on {chunk.batch} rows, the masks are for {given[0]}: "
+            f"the model is run on {chunk.batch} rows, the masks are for {n_rows}: "
             "place the edits on the batch that is run"
         )
     if chunk.offset == 0 and chunk.width < given[1]:
@@ -197,6 +198,15 @@ def check_chunk(given: torch.Size, chunk: Chunk) -> None:
             f"the first forward pass has {chunk.width} positions, the masks {given[1]}: "
             "run the whole batch at once, with a key-value cache that knows its length"
         )
+
+
+def _edited(plan: _Plan, x: Tensor) -> Tensor:
+    for placed, mask in plan.edits:
+        edited = placed.edit(x)
+        _check_edited(placed, edited, x)
+        edited = edited.to(x.dtype)
+        x = edited if mask is None else torch.where(mask, edited, x)
+    return x
 
 
 def _check_edited(placed: PlacedEdit, edited: Tensor, x: Tensor) -> None:

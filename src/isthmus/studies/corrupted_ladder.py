@@ -24,8 +24,9 @@ from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import parse_positions
 from isthmus.models.batching import PlaceEdits
 from isthmus.models.encoding import encode_prompts
-from isthmus.models.generation import generate_greedy
+from isthmus.models.generation import generate_with_memory
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.prompt_memory import PromptMemory
 from isthmus.studies.prefix_donors import Donors, Fit, Side
 from isthmus.studies.prefix_states import (
     Places,
@@ -149,6 +150,7 @@ class CorruptedLadder:
     ) -> None:
         self.target, self.seed, self.progress = target, seed, progress
         self.donors = Donors(source, target, n_train, seed, progress)
+        self.memory = PromptMemory(target)
         self._taught: dict[tuple[Site, str], tuple[str, ...]] = {}
         self._endings: dict[tuple[Site, str], Float[Tensor, "position d_model"]] = {}
 
@@ -223,8 +225,8 @@ class CorruptedLadder:
         """Lets the target answer the prompts of one split."""
         is_held = rung is not None and rung.adds_tokens
         texts = side.target.held if is_held else side.target.bare
-        return generate_greedy(
-            self.target, texts, max_new_tokens=_NEW_TOKENS, edits=edits, batch_size=_BATCH
+        return generate_with_memory(
+            self.memory, texts, max_new_tokens=_NEW_TOKENS, edits=edits, batch_size=_BATCH
         ).completions
 
     def choose(self, rung: Rung, side: Side, condition: str) -> Cell:
