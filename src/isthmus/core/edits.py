@@ -25,6 +25,19 @@ class Edit(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchEdit(Edit, Protocol):
+    """An edit that knows every position of one padded batch."""
+
+    def from_column(self, start: int) -> Edit:
+        """Returns the same edit for passes that compute the batch's positions from one on only.
+
+        Args:
+            start: The first position that they compute, from 0.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class PlacedEdit:
     """One edit, the site it acts on and the positions of one batch at which it applies.

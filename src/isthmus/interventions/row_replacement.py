@@ -71,6 +71,17 @@ class RowReplacement:
         rows = self.rows.to(activations.device, activations.dtype)
         return torch.where(self.is_replaced.to(activations.device)[..., None], rows, activations)
 
+    def from_column(self, start: int) -> "RowReplacement":
+        """Returns the replacement of the batch's positions from one on.
+
+        Args:
+            start: The first of them, from 0.
+
+        Returns:
+            A replacement that knows the rest of the batch and nothing else.
+        """
+        return RowReplacement(self.rows[:, start:], self.is_replaced[:, start:])
+
     def at(self, site: Site) -> PlacedEdit:
         """Returns the edit placed at a site of its batch, at the positions of its mask."""
         generated = self.is_replaced.new_zeros(len(self.is_replaced))

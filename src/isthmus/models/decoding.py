@@ -48,7 +48,7 @@ def decode_greedy(
     batch: TokenBatch,
     placed: Sequence[PlacedEdit],
     max_new_tokens: int,
-    held: Held | None = None,
+    held: Held = (),
 ) -> Decoded:
     """Continues every row of a batch with the most likely next token until it ends.
 
@@ -120,7 +120,7 @@ def next_token_ids(
 
 
 def read_prompts(
-    lm: LanguageModel, batch: TokenBatch, held: Held | None = None
+    lm: LanguageModel, batch: TokenBatch, held: Held = ()
 ) -> tuple[RowCache, Int[Tensor, " batch"]]:
     """Reads texts that are padded on the left.
 
@@ -134,7 +134,7 @@ def read_prompts(
     """
     lengths = [len(text) for text in batch.texts]
     rows = RowCache(DynamicCache(), [0] * len(lengths), lm.device)
-    for layer, (keys, values) in enumerate(held or ()):
+    for layer, (keys, values) in enumerate(held):
         rows.cache.update(keys, values, layer)
     new = slice(rows.cache.get_seq_length(), None)
     mask = batch.is_real.to(lm.device).long()

@@ -105,8 +105,8 @@ def generate_with_memory(
     lm = memory.lm
 
     def decode(batch: TokenBatch) -> Decoded:
-        placed = edits(batch)
-        return decode_greedy(lm, batch, placed, max_new_tokens, memory.before(batch, placed))
+        held, placed = memory.start(batch, edits(batch))
+        return decode_greedy(lm, batch, placed, max_new_tokens, held)
 
     _check(lm, prompts, max_new_tokens, batch_size)
     return _collected(lm, prompts, decode, batch_size, ignore)

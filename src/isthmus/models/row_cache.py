@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from isthmus.core.errors import ModelError
 from isthmus.models.language_model import LanguageModel
 
-Held = list[tuple[Tensor, Tensor]]
+Held = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
 
 _GROWING = {DynamicLayer, DynamicSlidingWindowLayer}

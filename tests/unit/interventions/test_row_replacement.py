@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from isthmus.core.edits import BatchEdit
 from isthmus.core.errors import NonFiniteError, ShapeError
 from isthmus.core.sites import Site
 from isthmus.interventions.row_replacement import RowReplacement, take_earlier_rows
@@ -62,3 +63,10 @@ def test_without_any_row_nothing_is_filled():
     _, has_row = take_earlier_rows(torch.zeros(3, 2), mask("---")[0])
     assert not has_row.any()
     assert take_earlier_rows(torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool))[0].shape == (0, 2)
+
+
+def test_from_a_column_on_it_does_what_it_does_there_in_the_whole_batch():
+    rows, x = torch.randn(3, 7, 4), torch.randn(3, 7, 4)
+    whole = RowReplacement(rows, torch.rand(3, 7) < 0.5)
+    assert isinstance(whole, BatchEdit)
+    assert torch.equal(whole.from_column(2)(x[:, 2:]), whole(x)[:, 2:])

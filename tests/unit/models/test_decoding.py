@@ -14,6 +14,7 @@ from isthmus.core.texts import pad_batch
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.per_row import PerRow
 from isthmus.interventions.positions import parse_positions
+from isthmus.interventions.row_replacement import RowReplacement
 from isthmus.models.batching import no_edits
 from isthmus.models.decoding import can_drop_rows, decode_greedy
 from isthmus.models.encoding import encode_prompts
@@ -180,6 +181,19 @@ def test_with_a_memory_prompts_are_read_from_the_first_edit_on(lm, texts):
             generate_with_memory(memory, texts, max_new_tokens=2, edits=edits)
         widths.append([shape[1] for shape in seen])
     assert widths == [[width, 2, 1], [2, 1], [width, 1], [1, 1]]
+
+
+def test_with_a_memory_rows_of_states_are_put_where_they_belong(lm, texts):
+    def place(batch):
+        rows = torch.randn(*batch.is_real.shape, 16, generator=torch.Generator().manual_seed(0))
+        is_replaced = torch.zeros_like(batch.is_real)
+        is_replaced[:, -3:-1] = True
+        return [RowReplacement(4 * rows, is_replaced).at(POST)]
+
+    plain = generate_greedy(lm, texts, max_new_tokens=N_NEW, edits=place)
+    memory = PromptMemory(lm)
+    assert generate_with_memory(memory, texts, max_new_tokens=N_NEW, edits=place) == plain
+    assert plain.completions != generate_greedy(lm, texts, max_new_tokens=N_NEW).completions
 
 
 def test_an_edit_leaves_no_trace_in_the_memory(lm, texts):
