@@ -42,11 +42,11 @@ from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import Pairing, RunConfig
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_map, shuffled_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedRows, Part, part_of_text, row_pickers
 from isthmus.workflows.selection import make_selector
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import map_texts, read_splits
 

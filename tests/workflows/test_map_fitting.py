@@ -13,7 +13,7 @@ from isthmus.maps.rows import PairedRows
 from isthmus.maps.shelf import FROM_BOTH_WAYS, FROM_MOMENTS, FROM_ROWS, SIMPLEST_FIRST
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.config import MapMethod
-from isthmus.workflows.map_fitting import AUTOENCODERS, MapEnds, fit_closed_form, fit_map
+from isthmus.workflows.map_fitting import AUTOENCODERS, Besides, MapEnds, fit_closed_form, fit_map
 from isthmus.workflows.pairing import Part
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
@@ -39,7 +39,9 @@ def fit(method: MapMethod, rows: Mapping[Part, PairedRows]):
 
 def test_every_map_is_fitted_somewhere():
     fitted = {*FROM_MOMENTS, *FROM_BOTH_WAYS, *FROM_ROWS, *AUTOENCODERS}
-    assert fitted | {"unembedding_rows", "identity", "auto"} == set(get_args(MapMethod))
+    assert fitted | {"unembedding_rows", "ridge_contrast", "identity", "auto"} == set(
+        get_args(MapMethod)
+    )
     assert set(SIMPLEST_FIRST) <= fitted
 
 
@@ -114,7 +116,8 @@ def test_a_map_of_unembedding_rows_reads_the_nearest_site_and_runs_no_model():
     width = llama.d_model * llama.n_layers
     x, y = linear_pairs(40, random_weight(width, qwen.d_model))
     rows = dict.fromkeys(("train", "selection", "held_out"), PairedRows(x.float(), y.float()))
-    made = fit_map("unembedding_rows", rows, ends, 0, QUIET, lambda: vocabulary_rows(llama, qwen))
+    besides = Besides(vocabulary=lambda: vocabulary_rows(llama, qwen))
+    made = fit_map("unembedding_rows", rows, ends, 0, QUIET, besides)
     assert made.map.method == "unembedding_rows"
     assert len(made.source_sites) == 1
     assert made.quality.n_train > 64

@@ -28,6 +28,7 @@ MapName = Literal[
     "ridge_standardised",
     "ridge_clipped",
     "ridge_huber",
+    "ridge_contrast",
     "procrustes",
     "procrustes_whitened",
     "reduced_rank",
@@ -49,6 +50,10 @@ PairingName = Annotated[
 ]
 DownstreamSteps = Annotated[
     int, typer.Option(min=0, help="Steps of fine-tuning on what the target then predicts.")
+]
+Contrasts = Annotated[
+    Path | None,
+    typer.Option(help="Contrast prompts for ridge_contrast, as learn-direction takes them."),
 ]
 PairStore = Annotated[
     Path | None,
@@ -183,6 +188,7 @@ def learn_map(
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     downstream_steps: DownstreamSteps = 0,
+    contrasts: Contrasts = None,
     store: PairStore = None,
 ) -> None:
     """Fit a map between two models' activation spaces and score it on held-out texts."""
@@ -203,6 +209,7 @@ def learn_map(
             batch_size=batch_size,
             seed=seed,
             downstream_steps=downstream_steps,
+            contrasts=contrasts,
             store=store,
             progress=progress,
         )

@@ -14,11 +14,11 @@ from isthmus.models.language_model import load_language_model
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import ArmScores, Bench
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.layer_evidence import LayerPlace, Readings
 from isthmus.workflows.measuring import Recorder, point_effect
 from isthmus.workflows.pairing import paired_moments
 from isthmus.workflows.selection import Scored, Selector, make_selector, usable_strengths
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates, read_splits
 

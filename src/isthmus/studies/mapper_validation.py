@@ -48,10 +48,10 @@ from isthmus.studies.validation_reporting import (
 from isthmus.studies.validation_steering import choose_steering, steering_treatments
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import MapMethod, RunConfig, make_config
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map, shuffled_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twins import map_texts, position_candidates, read_splits
 
 

@@ -24,7 +24,6 @@ from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import Pairing, RunConfig
 from isthmus.workflows.controls import control_arms
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import (
@@ -35,6 +34,7 @@ from isthmus.workflows.pairing import (
     paired_rows,
 )
 from isthmus.workflows.selection import Cell, Selector, make_selector
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates

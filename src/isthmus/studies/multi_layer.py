@@ -26,11 +26,11 @@ from isthmus.studies.result import StudyResult
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import paired_moments
 from isthmus.workflows.selection import Scored, make_selector
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import map_texts, read_splits
 

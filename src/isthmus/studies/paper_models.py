@@ -190,7 +190,9 @@ def _maps_of(task: TaskName, scope: Scope) -> tuple[MapMethod, ...]:
         return ("ridge", "autoencoder")
     # The paper's affine map is compared on the backdoor alone (its Table 5).
     affine: tuple[MapMethod, ...] = ("sgd_affine",) if task == "backdoor" else ()
-    return ("ridge", "ridge_one_layer", "autoencoder", *affine)
+    # A direction for code acts where the answer decides, of which a map of states sees too little.
+    contrast: tuple[MapMethod, ...] = ("ridge_contrast",) if task == "code" else ()
+    return ("ridge", "ridge_one_layer", "autoencoder", *affine, *contrast)
 
 
 def keys_of_models(names: Sequence[str]) -> list[str] | None:

@@ -31,9 +31,9 @@ from isthmus.studies.prefix_states import (
     paired_states,
 )
 from isthmus.tasks.corrupted import PREFIX, CorruptedTask, Fact, facts
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.pairing import PairedMoments, paired_moments
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twins import map_texts
 
 Fit = Literal["all_tokens", "prefix_tokens", "other_facts", "other_words", "own_states"]

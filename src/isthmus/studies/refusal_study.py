@@ -43,11 +43,11 @@ from isthmus.tasks import task_named
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import Dtype, EditKind, RunConfig
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, paired_moments
 from isthmus.workflows.selection import Cell, Scored, best_within, make_selector
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, read_splits
 

@@ -28,10 +28,10 @@ from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.fitting_texts import Texts, texts_for_maps
 from isthmus.studies.result import StudyResult
 from isthmus.studies.travel_measuring import Arrivals, Tested, config_for, swap_grid
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PARTS, PairedMoments, Part, paired_moments
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import position_candidates, read_splits
 

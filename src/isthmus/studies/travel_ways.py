@@ -14,9 +14,9 @@ from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.crossing import thinned_sites
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.pairing import PairedMoments, paired_moments
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import map_texts
 

@@ -17,6 +17,7 @@ MapMethod = Literal[
     "ridge_standardised",
     "ridge_clipped",
     "ridge_huber",
+    "ridge_contrast",
     "procrustes",
     "procrustes_whitened",
     "reduced_rank",

@@ -10,6 +10,7 @@ from isthmus.directions.direction import Direction
 from isthmus.maps.files import FittedMap
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
+from isthmus.workflows.contrast_maps import Contrasts
 from isthmus.workflows.map_fitting import MapEnds, fit_map, shuffled_map
 from isthmus.workflows.pairing import PairedRows, Part
 
@@ -20,6 +21,7 @@ def control_arms(
     rows: dict[Part, PairedRows],
     ends: MapEnds,
     config: RunConfig,
+    contrasts: Contrasts | None = None,
 ) -> list[Arm]:
     """Builds the controls at the place and strength of a transferred direction.
 
@@ -34,6 +36,7 @@ def control_arms(
         rows: Paired activations at its target site.
         ends: Models and sites of its map.
         config: Seed, number of random draws.
+        contrasts: Differences that its map was fitted on, too.
 
     Returns:
         Arms in the order in which results name them.
@@ -48,7 +51,7 @@ def control_arms(
     ]
     arms.append(_like(transferred, "noise", transferred.direction, config.seed))
     ignorant: dict[str, FittedMap] = {
-        "shuffled_map": shuffled_map(rows, ends, config.seed),
+        "shuffled_map": shuffled_map(rows, ends, config.seed, contrasts),
         "identity_map": fit_map("identity", rows, ends, config.seed, SilentProgress()),
     }
     for condition, fitted in ignorant.items():

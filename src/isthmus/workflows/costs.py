@@ -6,11 +6,12 @@
 | `native` | extraction in the target, sweep over layers, positions and strengths |
 | `map` | the target's side of the map's text, and the fits |
 | `place` | the same sweep for the carried direction |
+| `contrasts` | the target's side of contrast prompts, and the strength of their map |
 | `next` | another direction through the same map: a strength at a known place, without labels |
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,14 +23,18 @@ from isthmus.models.hooks import metering
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
+from isthmus.workflows.contrast_maps import ON_CONTRASTS
 from isthmus.workflows.measuring import Recorder
 
-CostPart = Literal["bench", "native", "map", "place", "next"]
+CostPart = Literal["bench", "native", "map", "place", "contrasts", "next"]
 
 _WAYS: dict[str, tuple[CostPart, ...]] = {
     "native": ("bench", "native"),
     "transferred": ("bench", "map", "place"),
 }
+
+COST_OF_MAP: Mapping[str, CostPart] = {"ridge": "place", ON_CONTRASTS: "contrasts"}
+"""Which part pays for the strength of a map; those of others are not counted."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,11 @@ class CostLedger:
     parts: dict[CostPart, Cost] = field(default_factory=dict)
 
     @contextmanager
-    def of(self, part: CostPart) -> Iterator[None]:
+    def of(self, part: CostPart | None) -> Iterator[None]:
         """Charges what the target does in this block, in this thread, to a part.
 
         Args:
-            part: Whose cost it is.
+            part: Whose cost it is; None for nobody's.
 
         Yields:
             None: Nothing.
@@ -73,6 +78,8 @@ class CostLedger:
         start = time.perf_counter()
         with metering(self.lm.layout) as meter:
             yield
+        if part is None:
+            return
         spent = Cost(meter.n_tokens, time.perf_counter() - start)
         self.parts[part] = self.parts.get(part, Cost()) + spent
 
@@ -100,11 +107,12 @@ class CostLedger:
     def measurements(self, recorder: Recorder, arms: Sequence[Arm]) -> list[Measurement]:
         """Returns tokens and seconds of the first intervention either way, and of the next.
 
-        The next one costs the native way as much as the first; only through a map it is cheaper.
+        The next one costs the native way as much as the first; only through a map it is cheaper,
+        and of a map that was fitted on contrasts nobody knows what it does for other ones.
 
         Args:
             recorder: Writes them.
-            arms: The native and the transferred arm that were chosen.
+            arms: The native and the transferred arms that were chosen.
 
         Returns:
             `target_tokens`, `seconds` and, for `transferred`, `target_tokens_next` and
@@ -112,9 +120,11 @@ class CostLedger:
         """
         rows = []
         for arm in arms:
-            first = sum((self.parts.get(part, Cost()) for part in _WAYS[arm.condition]), Cost())
+            has_contrasts = arm.map_method == ON_CONTRASTS
+            way = (*_WAYS[arm.condition], *(("contrasts",) if has_contrasts else ()))
+            first = sum((self.parts.get(part, Cost()) for part in way), Cost())
             spent = {"target_tokens": first.n_tokens, "seconds": first.seconds}
-            if arm.condition == "transferred" and "next" in self.parts:
+            if arm.condition == "transferred" and "next" in self.parts and not has_contrasts:
                 after = self.parts["next"]
                 spent |= {"target_tokens_next": after.n_tokens, "seconds_next": after.seconds}
             rows += [recorder.record(arm, name, float(value), 1) for name, value in spent.items()]

@@ -9,7 +9,6 @@
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,9 +28,17 @@ from isthmus.workflows.bench import Bench
 from isthmus.workflows.certifying import Certifier
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.confirming import confirmed
+from isthmus.workflows.contrast_maps import ON_CONTRASTS, Contrasts
+from isthmus.workflows.contrast_reading import at_target_site, contrasts_of, read_contrasts
 from isthmus.workflows.controls import control_arms
-from isthmus.workflows.costs import CostLedger
-from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map
+from isthmus.workflows.costs import COST_OF_MAP, CostLedger
+from isthmus.workflows.limits import limits_of
+from isthmus.workflows.map_fitting import (
+    Besides,
+    MapEnds,
+    fit_closed_form,
+    fit_map,
+)
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
 from isthmus.workflows.selection import (
@@ -42,6 +49,7 @@ from isthmus.workflows.selection import (
     harm_of,
     make_selector,
 )
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_directions
 from isthmus.workflows.twins import (
@@ -52,12 +60,6 @@ from isthmus.workflows.twins import (
     position_candidates,
 )
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
-
-EFFECT_METRICS = ("recovery", "recovery_induction", "swap")
-"""The metrics that need a target which shows the behaviour."""
-
-MAX_SOURCE_WIDTH = 8192
-"""Widest concatenation of source sites that `all` stands for; wider ones are thinned evenly."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +87,6 @@ class CrossingResult:
     best_map: str
     chosen: Arm
     notes: tuple[str, ...]
-
-
-def thinned_sites(lm: LanguageModel, given: Any) -> tuple[Site, ...]:
-    """Returns the sites that a map reads: those given, or all of them up to `MAX_SOURCE_WIDTH`."""
-    sites = lm.sites(given)
-    return thinned(sites, lm.d_model) if given == "all" else sites
-
-
-def thinned(sites: tuple[Site, ...], d_model: int) -> tuple[Site, ...]:
-    """Returns sites evenly apart, the first and the last among them, up to `MAX_SOURCE_WIDTH`."""
-    most = max(1, MAX_SOURCE_WIDTH // d_model)
-    if len(sites) <= most:
-        return sites
-    step = (len(sites) - 1) / max(1, most - 1)
-    return tuple(dict.fromkeys(sites[round(i * step)] for i in range(most)))
 
 
 class Crossing:
@@ -151,8 +138,8 @@ class Crossing:
         native, ridge = self._places(selector, moments, sources, costs)
         site, positions = _place(ridge.arm)
         rows = moments.rows_at(site) or self._rows(site)
-        maps = self._fit(rows, self._ends(site))
-        scored = self._scored(selector, sources[positions], maps, ridge)
+        maps = self._fit(rows, self._ends(site), costs)
+        scored = self._scored(selector, sources[positions], maps, ridge, costs)
         best = self._best(selector, scored, costs)
         controls = control_arms(
             scored[best].arm,
@@ -160,6 +147,7 @@ class Crossing:
             rows,
             self._ends(site),
             self.config,
+            self._contrasts(site) if best == ON_CONTRASTS else None,
         )
         for arm in controls:
             if arm.condition in {"random", "noise"} and arm.seed == self.config.seed:
@@ -169,7 +157,9 @@ class Crossing:
             controls = [arm for arm in controls if arm.condition != "prompt_only"]
         arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
-        self._note_limits(scored[best], tested.measurements)
+        self.notes += limits_of(
+            scored[best], tested.measurements, self.target.identity.name, self.config
+        )
         certifier = Certifier(self.config, self.texts[0], tested.measurements, rows["train"].target)
         quality = [
             one
@@ -182,7 +172,7 @@ class Crossing:
                 *selector.measured,
                 *tested.measurements,
                 *quality,
-                *costs.measurements(recorder, (native.arm, scored.get("ridge", ridge).arm)),
+                *costs.measurements(recorder, [native.arm, *self._paid(scored, ridge)]),
             ],
             completions={"source": names[0], "target": names[1], "rows": tested.rows},
             source_direction=sources[positions],
@@ -196,6 +186,10 @@ class Crossing:
             chosen=scored[best].arm,
             notes=tuple(self.notes),
         )
+
+    def _paid(self, scored: dict[str, Scored], ridge: Scored) -> list[Arm]:
+        on_contrasts = [one.arm for method, one in scored.items() if method == ON_CONTRASTS]
+        return [scored.get("ridge", ridge).arm, *on_contrasts]
 
     def _places(
         self,
@@ -216,7 +210,17 @@ class Crossing:
         costs.calibrate(selector.coarse, ridge.arm, self.config.max_benign_kl)
         return native, ridge
 
-    def _fit(self, rows: dict[Part, PairedRows], ends: MapEnds) -> dict[str, FittedMap]:
+    def _fit(
+        self, rows: dict[Part, PairedRows], ends: MapEnds, costs: CostLedger
+    ) -> dict[str, FittedMap]:
+        def contrasts() -> Contrasts:
+            with costs.of("contrasts"):
+                return self._contrasts(ends.target_site)
+
+        besides = Besides(
+            lambda: vocabulary_rows(self.source, self.target),
+            contrasts,
+        )
         return {
             method: fit_map(
                 method,
@@ -224,40 +228,25 @@ class Crossing:
                 ends,
                 self.config.seed,
                 self.progress,
-                lambda: vocabulary_rows(self.source, self.target),
+                besides,
             )
             for method in self.config.maps
         }
 
-    def _note_limits(self, best: Scored, tested: Sequence[Measurement]) -> None:
-        unjudged = {m.condition: m for m in tested if m.metric == "unjudged_rate" and m.value}
-        if unjudged:
-            shares = ", ".join(f"{m.value:.0%} of {name}" for name, m in unjudged.items())
-            self.notes.append(
-                f"the judge came to no verdict on some completions ({shares}): they are in no rate "
-                "of the behaviour, and never a success"
-            )
-        undefined = [
-            m.metric
-            for m in tested
-            if m.condition == "transferred" and m.metric in EFFECT_METRICS and m.value is None
-        ]
-        if undefined:
-            self.notes.append(
-                f"{self.target.identity.name} does not show the behaviour: the likelihoods of the "
-                "answers hardly differ between the triggers, so these are undefined on test: "
-                f"{', '.join(dict.fromkeys(undefined))}"
-            )
-        elif best.damage > self.config.max_benign_kl:
-            self.notes.append(
-                f"no strength stays within the damage budget of {self.config.max_benign_kl} nats "
-                f"on validation: the least damaging does {best.damage:.3f}"
-            )
-        elif best.accuracy_loss > self.config.max_benign_loss:
-            self.notes.append(
-                f"no strength loses at most {self.config.max_benign_loss:g} of the right answers "
-                f"to benign prompts on validation: the chosen one loses {best.accuracy_loss:.3f}"
-            )
+    def _contrasts(self, site: Site) -> Contrasts:
+        index = self.target_sites.index(site)
+        return at_target_site(self._every_contrast, index, self.target.d_model)
+
+    @cached_property
+    def _every_contrast(self) -> Contrasts:
+        return read_contrasts(
+            (self.source, self.target),
+            contrasts_of(self.splits.train),
+            [prompt for prompt, _ in map_texts(self.splits.train)],
+            (self.source_sites, self.target_sites),
+            self.config.batch_size,
+            self.progress,
+        )
 
     def _moments(self) -> PairedMoments:
         return paired_moments(
@@ -287,7 +276,7 @@ class Crossing:
             best = next(method for method, one in scored.items() if one is chosen)
             if best in is_confirmed:
                 return best
-            with costs.of("place") if best == "ridge" else nullcontext():
+            with costs.of(COST_OF_MAP.get(best)):
                 scored[best] = confirmed(selector, self._wide(), chosen)
             is_confirmed.add(best)
             if harm_of(scored[best], self.config):
@@ -370,6 +359,7 @@ class Crossing:
         direction: Direction,
         maps: dict[str, FittedMap],
         ridge: Scored,
+        costs: CostLedger,
     ) -> dict[str, Scored]:
         """Chooses the strength of every map; ridge keeps what was chosen with its place."""
         cell = Cell(*_place(ridge.arm))
@@ -383,7 +373,8 @@ class Crossing:
             except FitError as error:
                 self.notes.append(f"the {method} map carried nothing: {error}")
                 continue
-            scored[method] = selector.refine(selector.choose_strength(arm))
+            with costs.of(COST_OF_MAP.get(method)):
+                scored[method] = selector.refine(selector.choose_strength(arm))
         return scored or {"ridge": ridge}
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
-from isthmus.data.prompts import Question, read_questions
+from isthmus.data.prompts import Question, read_contrast, read_questions
 from isthmus.data.store_format import ROLES, Role
 from isthmus.data.stored_pairs import StoredPairs
 from isthmus.maps.files import FittedMap, save_map
@@ -19,10 +20,18 @@ from isthmus.maps.shelf import FROM_MOMENTS
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype, MapMethod, Pairing
-from isthmus.workflows.crossing import thinned_sites
-from isthmus.workflows.map_fitting import MapEnds, fit_map, fit_streamed, measured_again
+from isthmus.workflows.contrast_maps import ON_CONTRASTS
+from isthmus.workflows.contrast_reading import ContrastPair, read_contrasts
+from isthmus.workflows.map_fitting import (
+    Besides,
+    MapEnds,
+    fit_map,
+    fit_streamed,
+    measured_again,
+)
 from isthmus.workflows.map_tuning import MapTuning, tune_map
 from isthmus.workflows.pairing import PARTS, Part, paired_moments, paired_rows
+from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.store_filling import as_in_store, fill_store, spec_of_store
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
@@ -42,6 +51,7 @@ def learn_map(
     batch_size: int = 64,
     seed: int = 0,
     downstream_steps: int = 0,
+    contrasts: str | Path | None = None,
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> FittedMap:
@@ -66,6 +76,8 @@ def learn_map(
         seed: First weights and order of maps that are trained.
         downstream_steps: Steps by which the map is then fine-tuned on what the target predicts when
             it reads on from mapped states; 0 leaves it as it was fitted.
+        contrasts: Contrast prompts as `learn_direction` takes them, positive and negative in turn;
+            `ridge_contrast` is fitted on what differs between them, too, and needs them.
         store: Folder of a store of pairs. One that holds these sites and was finished with these
             texts is read instead of the models; else the pairs are captured into it first, and a
             killed capture is gone on with.
@@ -80,6 +92,7 @@ def learn_map(
     shown = progress or SilentProgress()
     # Read as a whole before a model is loaded: what is wrong with a row is said at once.
     questions = read_questions(Path(texts))
+    twins = _pairs_of(contrasts, map)
     models = [load_language_model(name, dtype=dtype, device=device) for name in (source, target)]
     sites = thinned_sites(models[0], source_sites)
     given = target_site if isinstance(target_site, str | tuple) else (target_site,)
@@ -90,8 +103,11 @@ def learn_map(
         fitted = fit_streamed(map, reading.moments(ends), ends)
     else:
         pairs = reading.rows(ends) if store is None else reading.stored(ends, Path(store))
-        vocabulary = partial(vocabulary_rows, models[0], models[1])
-        fitted = fit_map(map, pairs, ends, seed, shown, vocabulary)
+        besides = Besides(
+            partial(vocabulary_rows, models[0], models[1]),
+            partial(reading.contrasts, ends, twins) if twins else None,
+        )
+        fitted = fit_map(map, pairs, ends, seed, shown, besides)
         if downstream_steps:
             tuning = MapTuning(n_steps=downstream_steps, batch_size=min(batch_size, 16), seed=seed)
             fitted = measured_again(reading.tuned(fitted, tuning), pairs, ends)
@@ -101,6 +117,19 @@ def learn_map(
     if out is not None:
         save_map(Path(out), fitted)
     return fitted
+
+
+def _pairs_of(contrasts: str | Path | None, method: MapMethod) -> list[ContrastPair]:
+    if (contrasts is None) == (method == ON_CONTRASTS):
+        raise ConfigError(
+            f"map {method!r} with contrasts {contrasts}: {ON_CONTRASTS} is fitted on contrasts, "
+            "and no other map is"
+        )
+    if contrasts is None:
+        return []
+    prompts = read_contrast(Path(contrasts))
+    both = zip(prompts.positive, prompts.negative, strict=False)
+    return [ContrastPair(*pair) for pair in both]
 
 
 @dataclass(frozen=True)
@@ -143,6 +172,16 @@ class _Reading:
             pairing=self.pairing,
             batch_size=self.batch_size,
             progress=self.progress,
+        )
+
+    def contrasts(self, ends: MapEnds, pairs: Sequence[ContrastPair]) -> dict[Part, PairedRows]:
+        return read_contrasts(
+            self.models,
+            pairs,
+            [question.prompt for question in self.questions],
+            (ends.source_sites, ends.target_sites),
+            self.batch_size,
+            self.progress,
         )
 
     def tuned(self, fitted: FittedMap, tuning: MapTuning) -> FittedMap:

@@ -27,6 +27,13 @@ from isthmus.maps.ridge import RidgeFitter
 from isthmus.maps.rows import PairedRows, Pairs, in_memory, moments_of
 from isthmus.maps.shelf import FROM_BOTH_WAYS, FROM_MOMENTS, FROM_ROWS, SIMPLEST_FIRST
 from isthmus.workflows.config import MapMethod
+from isthmus.workflows.contrast_maps import (
+    FITTED_ON,
+    ON_CONTRASTS,
+    Contrasts,
+    fit_on_contrasts,
+    shuffled_contrasts,
+)
 from isthmus.workflows.pairing import PARTS, Part
 
 AUTOENCODERS: Mapping[str, AutoencoderSettings] = {
@@ -41,6 +48,22 @@ ONE_SITE = frozenset({"ridge_one_layer", "unembedding_rows", "identity"})
 
 TO_ONE_SITE = frozenset({"unembedding_rows", "identity"})
 """Maps that know of no site but one of each model."""
+
+
+@dataclass(frozen=True)
+class Besides:
+    """What some maps are fitted on beside paired states; each is asked for when it is needed.
+
+    Attributes:
+        vocabulary: Gives the rows that `unembedding_rows` is fitted on.
+        contrasts: Gives the differences that `ridge_contrast` is fitted on, too.
+    """
+
+    vocabulary: Callable[[], PairedRows] | None = None
+    contrasts: Callable[[], Contrasts] | None = None
+
+
+_NOTHING = Besides()
 
 
 @dataclass(frozen=True)
@@ -124,7 +147,7 @@ def fit_map(
     ends: MapEnds,
     seed: int,
     progress: Progress,
-    vocabulary: Callable[[], PairedRows] | None = None,
+    besides: Besides = _NOTHING,
 ) -> FittedMap:
     """Fits one map on pairs, which are read batch by batch where the map allows it.
 
@@ -138,15 +161,15 @@ def fit_map(
         ends: Models and sites.
         seed: Anchors, landmarks, first weights and order of the trained maps.
         progress: Who shows progress.
-        vocabulary: Gives the rows that `unembedding_rows` is fitted on.
+        besides: What `unembedding_rows` and `ridge_contrast` need.
 
     Returns:
         The map with its ends and its quality on held-out pairs.
 
     Raises:
         FitError: If a part has no pairs, or too few.
-        ConfigError: If the map needs a vocabulary and none is given, or cannot lead to several
-            sites.
+        ConfigError: If the map needs a vocabulary or contrasts and none are given, or cannot lead
+            to several sites.
     """
     _require_parts([part for part in PARTS if part not in rows or not rows[part].n_rows])
     if ends.further_target_sites and method in TO_ONE_SITE:
@@ -161,7 +184,9 @@ def fit_map(
         made, quality = fit_closed_form(method, {p: moments_of(r) for p, r in rows.items()})
         return ends.fitted(made, quality)
     if method == "unembedding_rows":
-        made, n_train = _on_vocabulary(vocabulary)
+        made, n_train = _on_vocabulary(besides.vocabulary)
+    elif method == ON_CONTRASTS:
+        made, n_train = _on_contrasts(rows, besides.contrasts), rows["train"].n_rows
     else:
         made, n_train = _fitted(method, rows, ends, seed, progress), rows["train"].n_rows
     quality = held_out_quality_on_pairs(made, rows["held_out"], n_train)
@@ -217,6 +242,17 @@ def _on_vocabulary(vocabulary: Callable[[], PairedRows] | None) -> tuple[Activat
     ridge = RidgeFitter().fit(train.moments, selection.moments)
     made = replace(ridge, method="unembedding_rows")
     return made, len(train.source)
+
+
+def _on_contrasts(
+    rows: Mapping[Part, Pairs], contrasts: Callable[[], Contrasts] | None
+) -> ActivationMap:
+    if contrasts is None:
+        raise ConfigError(
+            f"the {ON_CONTRASTS} map is fitted on what differs between contrast prompts, too: give "
+            "contrasts, or use ridge"
+        )
+    return fit_on_contrasts({part: moments_of(rows[part]) for part in FITTED_ON}, contrasts())
 
 
 def _automatic(
@@ -326,13 +362,17 @@ def fit_streamed(
     return ends.fitted(*fit_closed_form(method, moments))
 
 
-def shuffled_map(rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int) -> FittedMap:
+def shuffled_map(
+    rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int, contrasts: Contrasts | None = None
+) -> FittedMap:
     """Fits the ridge map on pairs whose targets were shuffled: a control that knows nothing.
 
     Args:
         rows: Paired activations by part.
         ends: Models and sites.
         seed: Which order.
+        contrasts: Differences that the map is fitted on, too, shuffled with their signs; none for
+            a map of states.
 
     Returns:
         The map, with its quality on held-out pairs that were not shuffled.
@@ -343,5 +383,9 @@ def shuffled_map(rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int) -> F
     }
     shuffled["held_out"] = rows["held_out"]
     moments = {part: moments_of(r) for part, r in shuffled.items()}
-    made, quality = fit_closed_form("ridge", moments)
-    return ends.fitted(made, quality, shuffled_seed=seed)
+    if contrasts is None:
+        made, quality = fit_closed_form("ridge", moments)
+        return ends.fitted(made, quality, shuffled_seed=seed)
+    affine = fit_on_contrasts(moments, shuffled_contrasts(contrasts, generator))
+    quality = held_out_quality(affine, moments["held_out"], moments["train"].n)
+    return ends.fitted(affine, quality, shuffled_seed=seed)

@@ -24,7 +24,7 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import LanguageModel
-from isthmus.workflows.crossing import thinned
+from isthmus.workflows.source_sites import thinned
 from isthmus.workflows.switch_fitting import default_sites
 
 Rows = Sequence[Float[Tensor, "_ _"]]

@@ -1,0 +1,56 @@
+"""What a reader of a crossing's numbers should know about their limits."""
+
+from collections.abc import Sequence
+
+from isthmus.evaluation.measurements import Measurement
+from isthmus.workflows.config import RunConfig
+from isthmus.workflows.selection import Scored
+
+EFFECT_METRICS = ("recovery", "recovery_induction", "swap")
+"""The metrics that need a target which shows the behaviour."""
+
+
+def limits_of(
+    best: Scored, tested: Sequence[Measurement], target: str, config: RunConfig
+) -> list[str]:
+    """Says where a judge came to no verdict, effects are undefined or no strength was harmless.
+
+    Args:
+        best: The best carried arm, as validation scored it.
+        tested: Test measurements.
+        target: Name of the target.
+        config: The budgets.
+
+    Returns:
+        Sentences for people; none where nothing has to be said.
+    """
+    notes = []
+    unjudged = {m.condition: m for m in tested if m.metric == "unjudged_rate" and m.value}
+    if unjudged:
+        shares = ", ".join(f"{m.value:.0%} of {name}" for name, m in unjudged.items())
+        notes.append(
+            f"the judge came to no verdict on some completions ({shares}): they are in no rate "
+            "of the behaviour, and never a success"
+        )
+    undefined = [
+        m.metric
+        for m in tested
+        if m.condition == "transferred" and m.metric in EFFECT_METRICS and m.value is None
+    ]
+    if undefined:
+        notes.append(
+            f"{target} does not show the behaviour: the likelihoods of the "
+            "answers hardly differ between the triggers, so these are undefined on test: "
+            f"{', '.join(dict.fromkeys(undefined))}"
+        )
+    elif best.damage > config.max_benign_kl:
+        notes.append(
+            f"no strength stays within the damage budget of {config.max_benign_kl} nats "
+            f"on validation: the least damaging does {best.damage:.3f}"
+        )
+    elif best.accuracy_loss > config.max_benign_loss:
+        notes.append(
+            f"no strength loses at most {config.max_benign_loss:g} of the right answers "
+            f"to benign prompts on validation: the chosen one loses {best.accuracy_loss:.3f}"
+        )
+    return notes
