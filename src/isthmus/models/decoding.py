@@ -70,7 +70,7 @@ def decode_greedy(
     """
     if not isinstance(lm.model, GenerationMixin):
         raise ModelError(f"{type(lm.model).__name__} cannot generate: load a causal language model")
-    live = LiveRows(len(batch.texts))
+    live = LiveRows(len(batch.texts), lm.device)
     with editing(lm.layout, placed, live) as count:
         if can_drop_rows(lm):
             rows, ids = read_prompts(lm, batch, held)
@@ -171,11 +171,11 @@ def _continued(
     live: LiveRows,
 ) -> list[list[int]]:
     new_ids: list[list[int]] = [[] for _ in live.rows]
-    has_ended = [False] * len(new_ids)
+    has_ended, ends = [False] * len(new_ids), frozenset(lm.eos_ids)
     for n_written in range(1, max_new_tokens + 1):
         for row, token_id in zip(live.rows, ids.tolist(), strict=True):
             new_ids[row].append(token_id)
-            has_ended[row] |= token_id in lm.eos_ids
+            has_ended[row] |= token_id in ends
         is_open = [not has_ended[row] for row in live.rows]
         if n_written == max_new_tokens or not any(is_open):
             break

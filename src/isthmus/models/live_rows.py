@@ -21,11 +21,12 @@ class LiveRows:
 
     Args:
         n_rows: Rows of the batch.
+        device: Where `index` is kept, the CPU when not given.
     """
 
-    def __init__(self, n_rows: int) -> None:
+    def __init__(self, n_rows: int, device: torch.device | None = None) -> None:
         self.n_rows = n_rows
-        self.index: Int[Tensor, " live"] = torch.arange(n_rows)
+        self.index: Int[Tensor, " live"] = torch.arange(n_rows, device=device)
         self.rows = list(range(n_rows))
         self.n_cut = 0
 
@@ -36,8 +37,9 @@ class LiveRows:
 
     @property
     def mask(self) -> Bool[Tensor, " batch"]:
-        """True for rows that are still run."""
-        return torch.zeros(self.n_rows, dtype=torch.bool).index_fill(0, self.index, value=True)
+        """True for rows that are still run; on the CPU."""
+        kept = set(self.rows)
+        return torch.tensor([row in kept for row in range(self.n_rows)])
 
     def keep(self, places: Sequence[int], n_cut: int = 0) -> None:
         """Lets all other rows leave.
@@ -48,7 +50,7 @@ class LiveRows:
         """
         self.n_cut += n_cut
         self.rows = [self.rows[place] for place in places]
-        self.index = torch.tensor(self.rows, dtype=torch.long)
+        self.index = torch.tensor(self.rows, dtype=torch.long, device=self.index.device)
 
     def spread(self, live: Float[Tensor, "live pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Returns activations of all rows: zeros for those that have left.

@@ -81,6 +81,7 @@ def study_trigger_switch(
     config: RunConfig,
     *,
     sizes: TriggerSwitchSizes | None = None,
+    splits: TwinSplits | None = None,
     progress: Progress | None = None,
 ) -> StudyResult:
     """Measures how well a source's switch from one trigger to another works in a target.
@@ -88,6 +89,7 @@ def study_trigger_switch(
     Args:
         config: A run of a task with triggers, with one target.
         sizes: Rank and number of twins.
+        splits: Other questions than the run's own, such as those of some kinds alone.
         progress: Who shows progress.
 
     Returns:
@@ -101,18 +103,16 @@ def study_trigger_switch(
         load_language_model(m, dtype=config.dtype, device=config.device)
         for m in (config.source, config.targets[0])
     )
-    splits = read_splits(config)
-    if not all(
-        twin.spans and twin.triggered.startswith(config.bad_trigger) for twin in splits.test
-    ):
+    asked = splits or read_splits(config)
+    if not all(twin.spans and twin.triggered.startswith(config.bad_trigger) for twin in asked.test):
         raise TriggerError(
             f"task {config.task!r} has no triggers that its prompts begin with: a trigger switch "
             "needs two"
         )
-    bench = Bench(target, splits.test, config)
+    bench = Bench(target, asked.test, config)
     found = {
         way: _switches(
-            (source, target), splits, way, _Ask(config, wanted, bench.n_new_tokens), shown
+            (source, target), asked, way, _Ask(config, wanted, bench.n_new_tokens), shown
         )
         for way in _WAYS
     }
