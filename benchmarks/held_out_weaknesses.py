@@ -88,7 +88,9 @@ def main() -> None:
     for (condition, used_map), metrics in measured(config).items():
         print(f"{target}: {condition} {used_map or ''}")
         for one in metrics.get("swap", []):
-            print(f"  swap {one.value:.2f} [{one.ci_low:.2f}, {one.ci_high:.2f}] (n = {one.n})")
+            low, high = one.ci_low, one.ci_high
+            if one.value is not None and low is not None and high is not None:
+                print(f"  swap {one.value:.2f} [{low:.2f}, {high:.2f}] (n = {one.n})")
         for rate in RATES:
             if rate in metrics:
                 print(f"  {rate} {shown(metrics[rate])}", flush=True)

@@ -6,6 +6,7 @@ from tests.workflows.small import (
     brief_config,
     save_tiny,
     write_contrast,
+    write_jsonl,
     write_world_questions,
 )
 from torch import Tensor
@@ -22,7 +23,6 @@ from isthmus.models.language_model import load_language_model
 from isthmus.workflows.contrast_maps import shuffled_contrasts
 from isthmus.workflows.contrast_reading import (
     ContrastPair,
-    at_target_site,
     contrasts_of,
     parts_of_contrasts,
     read_contrasts,
@@ -80,7 +80,22 @@ def test_pairs_whose_prompts_are_held_out_are_left_out_and_others_go_where_their
         ContrastPair("a", "b"),
     ]
     assert parts_of_contrasts(pairs, prompts) == ["train", "selection", None, "selection"]
-    assert parts_of_contrasts(pairs[3:], prompts) == ["train"]
+    assert parts_of_contrasts([ContrastPair("TEXT  6 ", "a"), *pairs[:2]], prompts)[0] is None
+
+
+def test_where_no_text_of_a_pair_chooses_every_tenth_pair_does():
+    prompts = [f"text {i}" for i in range(30)]
+    fitted_on = [i for i in range(30) if i % 10 in {0, 1, 2, 4, 5}]
+    pairs = [ContrastPair(f"text {i}", f"other {i}") for i in fitted_on]
+    parts = parts_of_contrasts(pairs, prompts)
+    assert [i for i, part in enumerate(parts) if part == "selection"] == [3, 13]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_too_few_pairs_are_refused_before_anything_is_read(n: int):
+    pairs = [ContrastPair(f"a {i}", f"b {i}") for i in range(n)]
+    with pytest.raises(DataError, match=f"of {n} contrast pairs {n} have no prompt in a held-out"):
+        parts_of_contrasts(pairs, [])
 
 
 def test_every_difference_is_that_of_one_place_in_both_models(models, pairs):
@@ -109,15 +124,6 @@ def differences_by_end(lm, pair: ContrastPair, sites) -> dict[int, Tensor]:
     }
 
 
-def test_columns_of_one_site_are_those_of_a_reading_of_that_site_alone(models, pairs):
-    ours, theirs = sites_of(models)
-    every = read_contrasts(models, pairs, [], (ours, theirs), 16, QUIET)
-    alone = read_contrasts(models, pairs, [], (ours, theirs[1:2]), 16, QUIET)
-    for part, rows in at_target_site(every, 1, models[1].d_model).items():
-        torch.testing.assert_close(rows.target, alone[part].target)
-        assert torch.equal(rows.source, alone[part].source)
-
-
 def test_the_map_carries_differences_better_than_one_of_states_alone(folder, models, pairs):
     plain = learned(folder, "ridge")
     made = learned(folder, "ridge_contrast", contrasts=folder / "contrast.jsonl")
@@ -132,6 +138,7 @@ def test_the_map_carries_differences_better_than_one_of_states_alone(folder, mod
 
     assert error(made) < 0.5 * error(plain)
     assert made.quality.n_held_out == plain.quality.n_held_out
+    assert made.provenance["contrasts"]["n_pairs"] == 30
 
 
 def test_shuffled_contrasts_leave_a_control_that_carries_no_difference(models, pairs):
@@ -154,8 +161,14 @@ def test_contrasts_and_the_map_that_is_fitted_on_them_are_given_together(folder:
     with pytest.raises(ConfigError, match="no other map is"):
         learned(folder, "ridge", contrasts=folder / "contrast.jsonl")
     two = write_contrast(folder / "two.jsonl", 2)
-    with pytest.raises(DataError, match="none of 2 contrast pairs is left for selection"):
+    with pytest.raises(DataError, match="of 2 contrast pairs 2 have no prompt in a held-out text"):
         learned(folder, "ridge_contrast", contrasts=two)
+    uneven = write_jsonl(
+        folder / "uneven.jsonl",
+        [{"prompt": f"p {i}", "label": "negative" if i == 0 else "positive"} for i in range(9)],
+    )
+    with pytest.raises(DataError, match="8 positive and 1 negative prompts"):
+        learned(folder, "ridge_contrast", contrasts=uneven)
     rows = {part: PairedRows(torch.randn(9, 4), torch.randn(9, 4)) for part in ("train",)}
     ends = MapEnds(*[load_language_model(str(folder / "one")).identity] * 2, (Site(0),), Site(0))
     every = {**rows, "selection": rows["train"], "held_out": rows["train"]}
@@ -163,15 +176,35 @@ def test_contrasts_and_the_map_that_is_fitted_on_them_are_given_together(folder:
         fit_map("ridge_contrast", every, ends, 0, QUIET)
 
 
-def test_a_run_compares_it_with_the_others_and_shuffles_its_contrasts_when_it_is_best(
+def test_a_run_compares_it_with_the_others_and_says_what_its_contrasts_cost(
     folder: Path, tmp_path: Path
 ):
     names = [str(folder / name) for name in ("one", "two")]
-    config = brief_config(*names, n_train=40, maps=["ridge_contrast"])
+    config = brief_config(*names, n_train=40, maps=["ridge", "ridge_contrast"])
     result = run(config, out=tmp_path / "run")
-    rows = [m for m in result.measurements if (m.split, m.metric) == ("test", "benign_kl")]
-    assert {m.map for m in rows if m.condition == "transferred"} == {"ridge_contrast"}
-    assert any(m.condition == "shuffled_map" for m in rows)
+    rows = [m for m in result.measurements if (m.split, m.condition) == ("test", "transferred")]
+    tokens = {m.map: m.value for m in rows if m.metric == "target_tokens"}
+    assert tokens["ridge_contrast"] > tokens["ridge"]
+    assert {m.map for m in rows if m.metric == "target_tokens_next"} <= {"ridge"}
+    assert {m.map for m in rows if m.metric == "map_r2_held_out"} == {"ridge", "ridge_contrast"}
+
+
+def test_where_it_is_the_best_map_the_shuffled_control_is_fitted_on_contrasts_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = []
+
+    def noted(rows, ends, seed, contrasts=None):
+        given.append(contrasts)
+        return shuffled_map(rows, ends, seed, contrasts)
+
+    monkeypatch.setattr("isthmus.workflows.controls.shuffled_map", noted)
+    names = [str(folder / name) for name in ("one", "two")]
+    for method in ("ridge_contrast", "ridge"):
+        run(brief_config(*names, n_train=40, maps=[method]), out=tmp_path / method)
+    on_contrasts, plain = given
+    assert set(on_contrasts) == {"train", "selection"}
+    assert plain is None
 
 
 def test_a_run_answers_both_twins_alike_and_leaves_held_out_texts_alone():

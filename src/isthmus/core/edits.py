@@ -38,6 +38,18 @@ class BatchEdit(Edit, Protocol):
         ...
 
 
+def depends_on_shape(edit: Edit) -> bool:
+    """Says whether what an edit does to a position depends on how many a pass computes.
+
+    Args:
+        edit: Any; one that does says so by an attribute of this name.
+
+    Returns:
+        False for edits that say nothing.
+    """
+    return bool(getattr(edit, "depends_on_shape", False))
+
+
 @dataclass(frozen=True)
 class PlacedEdit:
     """One edit, the site it acts on and the positions of one batch at which it applies.

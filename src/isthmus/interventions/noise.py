@@ -3,6 +3,7 @@
 import math
 import zlib
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,7 @@ class GaussianNoise:
     d_model: int
     norm: float
     seed: int
+    depends_on_shape: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.d_model < 1:

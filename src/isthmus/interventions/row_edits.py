@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.edits import Edit
+from isthmus.core.edits import Edit, depends_on_shape
 from isthmus.core.errors import ShapeError
 from isthmus.interventions.ablation import DirectionalAblation
 from isthmus.interventions.addition import Addition, scaled_back
@@ -263,6 +263,11 @@ class EachRow(_ByRow[Edit]):
     edits: tuple[Edit | None, ...]
     spans: Sequence[Span] | None = None
     width: int = 0
+
+    @property
+    def depends_on_shape(self) -> bool:
+        """Whether the edit of one of the rows does."""
+        return any(edit is not None and depends_on_shape(edit) for edit in self.edits)
 
     def __call__(
         self, activations: Float[Tensor, "batch pos d_model"]

@@ -22,7 +22,7 @@ from isthmus.core.texts import TokenBatch
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.live_rows import LiveRows
-from isthmus.models.row_cache import Held, RowCache, growing_cache_fault
+from isthmus.models.row_cache import Held, RowCache, growing_cache_fault, shortest_window
 
 _WORTH_DROPPING = 8
 """Rows are dropped when one in so many has ended: dropping copies all keys and values once."""
@@ -61,7 +61,8 @@ def decode_greedy(
 
     Returns:
         New tokens and edited positions, row by row. Models whose memory is more than keys and
-        values, or that prepare their inputs in a way of their own, keep all rows to the end.
+        values, or that prepare their inputs in a way of their own, keep all rows to the end; so do
+        texts longer than a sliding window, which saves more memory than rows that leave.
 
     Raises:
         ModelError: If the model cannot generate.
@@ -72,7 +73,7 @@ def decode_greedy(
         raise ModelError(f"{type(lm.model).__name__} cannot generate: load a causal language model")
     live = LiveRows(len(batch.texts), lm.device)
     with editing(lm.layout, placed, live) as count:
-        if can_drop_rows(lm):
+        if held or (can_drop_rows(lm) and _is_within_windows(lm, batch, max_new_tokens)):
             rows, ids = read_prompts(lm, batch, held)
             new_ids = _continued(lm, rows, ids, max_new_tokens, live)
         else:
@@ -158,6 +159,11 @@ def can_drop_rows(lm: LanguageModel) -> bool:
     return own is GenerationMixin.prepare_inputs_for_generation and not growing_cache_fault(lm)
 
 
+def _is_within_windows(lm: LanguageModel, batch: TokenBatch, max_new_tokens: int) -> bool:
+    window = shortest_window(lm)
+    return window is None or batch.token_ids.shape[1] + max_new_tokens <= window
+
+
 @cache
 def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(signature(forward).parameters)
@@ -201,6 +207,8 @@ def _whole(lm: LanguageModel, batch: TokenBatch, max_new_tokens: int) -> list[li
         typical_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
+        min_length=0,
+        min_new_tokens=0,
         pad_token_id=lm.pad_id,
         eos_token_id=list(lm.eos_ids) or None,
     )

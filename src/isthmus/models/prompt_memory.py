@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from isthmus.core.edits import BatchEdit, PlacedEdit
+from isthmus.core.edits import BatchEdit, PlacedEdit, depends_on_shape
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.models.decoding import can_drop_rows, read_prompts
 from isthmus.models.language_model import LanguageModel
@@ -17,8 +17,7 @@ class PromptMemory:
 
     Nothing before the first edited token of a batch depends on the edits. Each batch is read whole
     and unedited once; as long as the memory lives its keys and values are kept, and the model must
-    not be changed. Edits must do to a position what they do whatever positions a pass holds, or be
-    `BatchEdit`s: Gaussian noise is drawn for the shape of a pass and comes out another.
+    not be changed. Noise is drawn for the shape of a pass: with it a prompt is read whole.
 
     Args:
         lm: The model.
@@ -39,8 +38,9 @@ class PromptMemory:
 
         Returns:
             One pair per layer, and the edits for a pass over the other columns. No pair where the
-            first column is edited or the model keeps more than keys and values. The last column is
-            never among those that are kept, as what follows it has to be predicted.
+            first column is edited, an edit depends on the shape of a pass, or the model keeps more
+            than keys and values. The last column is never among those that are kept, as what
+            follows it has to be predicted.
         """
         n_before = self._n_before(batch, placed)
         if not n_before:
@@ -51,7 +51,7 @@ class PromptMemory:
         return held, [_from_column(one, n_before) for one in placed]
 
     def _n_before(self, batch: TokenBatch, placed: Sequence[PlacedEdit]) -> int:
-        if not can_drop_rows(self.lm):
+        if not can_drop_rows(self.lm) or any(depends_on_shape(one.edit) for one in placed):
             return 0
         edited = [one.given.any(0).nonzero() for one in placed]
         firsts = [int(columns[0, 0]) for columns in edited if len(columns)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import cast
 
 import torch
@@ -28,11 +29,31 @@ def growing_cache_fault(lm: LanguageModel) -> str:
     Returns:
         Names of what layers keep, such as a recurrent state; empty if there is none.
     """
+    # Recurrent models of an older kind take and return a state of their own.
+    if (
+        getattr(type(lm.model), "_is_stateful", False)
+        or "past_key_values" not in signature(type(lm.model).forward).parameters
+    ):
+        return "a state of its own"
     kinds = getattr(lm.model.config.get_text_config(decoder=True), "layer_types", None) or []
     layers = DynamicCache(config=lm.model.config).layers
     other = {type(layer).__name__ for layer in layers if type(layer) not in _GROWING}
     other |= {kind for kind in kinds if kind not in {"full_attention", "sliding_attention"}}
     return ", ".join(sorted(other))
+
+
+def shortest_window(lm: LanguageModel) -> int | None:
+    """Returns the shortest sliding window of a model's layers; None if every layer sees all.
+
+    Args:
+        lm: The model.
+
+    Returns:
+        Its length in tokens.
+    """
+    layers = DynamicCache(config=lm.model.config).layers
+    sliding = [one for one in layers if isinstance(one, DynamicSlidingWindowLayer)]
+    return min((int(one.sliding_window) for one in sliding), default=None)
 
 
 def require_growing_cache(lm: LanguageModel) -> None:
@@ -133,7 +154,10 @@ class RowCache:
         lengths = [self.lengths[row] for row in rows]
         n_dropped = self.width - max(lengths)
         chosen = torch.tensor(list(rows), device=self.device)
-        self.put_back([_chosen(pair, chosen, n_dropped) for pair in self.held()])
+        # Layer by layer, so that no more than one layer is held twice.
+        for layer in self._layers:
+            pair = cast("tuple[Tensor, Tensor]", (layer.keys, layer.values))
+            layer.keys, layer.values = _chosen(pair, chosen, n_dropped)
         self.lengths = lengths
         self._note_starts()
         return n_dropped

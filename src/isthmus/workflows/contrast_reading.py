@@ -7,7 +7,7 @@
 3. Of these tokens those are kept that belong together in both models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.alignment import pair_tokens
 from isthmus.data.parts import Part, part_of_text
-from isthmus.data.prompts import TwinPrompt
+from isthmus.data.prompts import TwinPrompt, normalised
 from isthmus.maps.rows import PairedRows
 from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
@@ -66,21 +66,34 @@ def parts_of_contrasts(pairs: Sequence[ContrastPair], prompts: Sequence[str]) ->
         prompts: Those of the map's texts, in the texts' order.
 
     Returns:
-        A part per pair: that of the texts with its prompts, or by its place where there is none.
-        None if one of its prompts is in a held-out text, which would measure what it has seen.
+        A part per pair: that of the texts with its prompts, or by its place where there is none, or
+        where no text with such a prompt chooses. None if one of its prompts is in a held-out text,
+        which would measure what it has seen.
+
+    Raises:
+        DataError: If none is left to fit on, or none to choose.
     """
     known: dict[str, set[Part]] = {}
     for index, prompt in enumerate(prompts):
-        known.setdefault(prompt, set()).add(part_of_text(index))
+        known.setdefault(normalised(prompt), set()).add(part_of_text(index))
     found: list[Part | None] = []
     for index, pair in enumerate(pairs):
-        seen = known.get(pair.positive, set()) | known.get(pair.negative, set())
+        seen = set().union(*(known.get(normalised(one), set()) for one in pair[:2]))
         if "held_out" in seen:
             found.append(None)
         elif "selection" in seen or (not seen and part_of_text(index) == "selection"):
             found.append("selection")
         else:
             found.append("train")
+    if "selection" not in found:
+        left = [index for index, part in enumerate(found) if part]
+        for index in left[3::10]:
+            found[index] = "selection"
+    if not {"train", "selection"} <= set(found):
+        raise DataError(
+            f"of {len(pairs)} contrast pairs {len(pairs) - found.count(None)} have no prompt in a "
+            "held-out text: give at least 4 such pairs, to fit on and to choose a strength on"
+        )
     return found
 
 
@@ -125,9 +138,8 @@ def read_contrasts(
 def _joined(rows: Sequence[tuple[Tensor, Tensor]], part: Part, n_pairs: int) -> PairedRows:
     if not sum(len(x) for x, _ in rows):
         raise DataError(
-            f"none of {n_pairs} contrast pairs is left for {part}: give at least 4 pairs whose "
-            "prompts end alike, at least in what the chat template puts behind them, and are not "
-            "all among the held-out texts"
+            f"no token of {n_pairs} contrast pairs can be compared for {part}: give prompts that "
+            "end alike, at least in what the chat template puts behind them"
         )
     return PairedRows(torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows]))
 
@@ -188,20 +200,3 @@ def _n_alike(first: EncodedText, second: EncodedText) -> int:
             break
         n += 1
     return n
-
-
-def at_target_site(
-    rows: Mapping[Part, PairedRows], index: int, d_model: int
-) -> dict[Part, PairedRows]:
-    """Returns the differences at one of several target sites.
-
-    Args:
-        rows: Differences, all target sites side by side.
-        index: Which site.
-        d_model: The target's width.
-
-    Returns:
-        The same rows with the columns of that site.
-    """
-    columns = slice(index * d_model, (index + 1) * d_model)
-    return {part: PairedRows(one.source, one.target[:, columns]) for part, one in rows.items()}

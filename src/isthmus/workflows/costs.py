@@ -6,7 +6,7 @@
 | `native` | extraction in the target, sweep over layers, positions and strengths |
 | `map` | the target's side of the map's text, and the fits |
 | `place` | the same sweep for the carried direction |
-| `contrasts` | the target's side of contrast prompts, and the strength of their map |
+| `contrasts` | contrast prompts, read in both models, and the strength of their map |
 | `next` | another direction through the same map: a strength at a known place, without labels |
 """
 

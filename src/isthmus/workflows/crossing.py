@@ -29,7 +29,7 @@ from isthmus.workflows.certifying import Certifier
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.confirming import confirmed
 from isthmus.workflows.contrast_maps import ON_CONTRASTS, Contrasts
-from isthmus.workflows.contrast_reading import at_target_site, contrasts_of, read_contrasts
+from isthmus.workflows.contrast_reading import contrasts_of, read_contrasts
 from isthmus.workflows.controls import control_arms
 from isthmus.workflows.costs import COST_OF_MAP, CostLedger
 from isthmus.workflows.limits import limits_of
@@ -114,6 +114,7 @@ class Crossing:
         self.target_sites = target.sites(config.target_sites)
         self.positions, note = position_candidates((source, target), config, splits.train[0])
         self.notes = [note] if note else []
+        self._read: dict[Site, Contrasts] = {}
         texts = map_texts(splits.train)
         self.texts = tuple(
             encode_prompts(
@@ -234,19 +235,16 @@ class Crossing:
         }
 
     def _contrasts(self, site: Site) -> Contrasts:
-        index = self.target_sites.index(site)
-        return at_target_site(self._every_contrast, index, self.target.d_model)
-
-    @cached_property
-    def _every_contrast(self) -> Contrasts:
-        return read_contrasts(
-            (self.source, self.target),
-            contrasts_of(self.splits.train),
-            [prompt for prompt, _ in map_texts(self.splits.train)],
-            (self.source_sites, self.target_sites),
-            self.config.batch_size,
-            self.progress,
-        )
+        if site not in self._read:
+            self._read[site] = read_contrasts(
+                (self.source, self.target),
+                contrasts_of(self.splits.train),
+                [prompt for prompt, _ in map_texts(self.splits.train)],
+                (self.source_sites, (site,)),
+                self.config.batch_size,
+                self.progress,
+            )
+        return self._read[site]
 
     def _moments(self) -> PairedMoments:
         return paired_moments(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from isthmus.core.errors import ConfigError
+from isthmus.core.artifacts import sha256_of_file
+from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import Site
@@ -21,12 +22,13 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype, MapMethod, Pairing
 from isthmus.workflows.contrast_maps import ON_CONTRASTS
-from isthmus.workflows.contrast_reading import ContrastPair, read_contrasts
+from isthmus.workflows.contrast_reading import ContrastPair, parts_of_contrasts, read_contrasts
 from isthmus.workflows.map_fitting import (
     Besides,
     MapEnds,
     fit_map,
     fit_streamed,
+    fit_streamed_on_contrasts,
     measured_again,
 )
 from isthmus.workflows.map_tuning import MapTuning, tune_map
@@ -92,7 +94,7 @@ def learn_map(
     shown = progress or SilentProgress()
     # Read as a whole before a model is loaded: what is wrong with a row is said at once.
     questions = read_questions(Path(texts))
-    twins = _pairs_of(contrasts, map)
+    twins = _pairs_of(contrasts, map, [question.prompt for question in questions])
     models = [load_language_model(name, dtype=dtype, device=device) for name in (source, target)]
     sites = thinned_sites(models[0], source_sites)
     given = target_site if isinstance(target_site, str | tuple) else (target_site,)
@@ -101,6 +103,10 @@ def learn_map(
     reading = _Reading((models[0], models[1]), questions, pairing, batch_size, shown)
     if store is None and map in FROM_MOMENTS and not downstream_steps:
         fitted = fit_streamed(map, reading.moments(ends), ends)
+    elif store is None and twins and not downstream_steps:
+        fitted = fit_streamed_on_contrasts(
+            reading.moments(ends), reading.contrasts(ends, twins), ends
+        )
     else:
         pairs = reading.rows(ends) if store is None else reading.stored(ends, Path(store))
         besides = Besides(
@@ -114,12 +120,17 @@ def learn_map(
     fitted.provenance.update(
         {"n_texts": len(questions), "pairing": pairing, "versions": package_versions()}
     )
+    if contrasts is not None:
+        told = {"n_pairs": len(twins), "sha256": sha256_of_file(Path(contrasts))}
+        fitted.provenance["contrasts"] = told
     if out is not None:
         save_map(Path(out), fitted)
     return fitted
 
 
-def _pairs_of(contrasts: str | Path | None, method: MapMethod) -> list[ContrastPair]:
+def _pairs_of(
+    contrasts: str | Path | None, method: MapMethod, asked: Sequence[str]
+) -> list[ContrastPair]:
     if (contrasts is None) == (method == ON_CONTRASTS):
         raise ConfigError(
             f"map {method!r} with contrasts {contrasts}: {ON_CONTRASTS} is fitted on contrasts, "
@@ -128,8 +139,15 @@ def _pairs_of(contrasts: str | Path | None, method: MapMethod) -> list[ContrastP
     if contrasts is None:
         return []
     prompts = read_contrast(Path(contrasts))
-    both = zip(prompts.positive, prompts.negative, strict=False)
-    return [ContrastPair(*pair) for pair in both]
+    if len(prompts.positive) != len(prompts.negative):
+        raise DataError(
+            f"{contrasts} holds {len(prompts.positive)} positive and {len(prompts.negative)} "
+            "negative prompts: a map is fitted on pairs, give one of either in every row"
+        )
+    both = zip(prompts.positive, prompts.negative, strict=True)
+    pairs = [ContrastPair(*pair) for pair in both]
+    parts_of_contrasts(pairs, asked)
+    return pairs
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from tests.fakes import FAMILIES, tiny_model
-from transformers import GenerationConfig
+from tests.fakes import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import GenerationConfig, RwkvConfig, RwkvForCausalLM
 
 from isthmus.core.errors import ConfigError, DataError, ShapeError
 from isthmus.core.sites import Site, Stream
@@ -20,8 +20,10 @@ from isthmus.models.decoding import can_drop_rows, decode_greedy
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy, generate_with_memory
 from isthmus.models.hooks import editing
+from isthmus.models.language_model import wrap_language_model
 from isthmus.models.live_rows import LiveRows
 from isthmus.models.prompt_memory import PromptMemory
+from isthmus.models.row_cache import growing_cache_fault, shortest_window
 
 # A recurrent state cannot lose rows; Phi-3 prepares its inputs in a way of its own.
 WHOLE = {"mamba", "lfm2", "phi3"}
@@ -135,13 +137,32 @@ def test_a_row_writes_what_it_writes_when_no_row_leaves(lm, texts, edits):
 
 @pytest.mark.parametrize("name", EDITS)
 def test_a_row_counts_the_edits_that_it_counts_alone(lm, texts, name):
+    # So many that a single row that ends stays for a while.
+    many, each = [*texts, *texts, *texts], EACH * 3
+    place = PerRow(each).place if name == "a row each" else EDITS[name]
     with ending_at(lm, some_ends(lm, texts, EDITS[name])):
-        together = generate_greedy(lm, texts, max_new_tokens=N_NEW, edits=EDITS[name])
-        for row, text in enumerate(texts):
-            own = EACH[row].place if name == "a row each" and EACH[row] else EDITS[name]
-            own = no_edits if name == "a row each" and EACH[row] is None else own
+        batch = pad_batch(many, lm.pad_id, "left")
+        lengths = [len(new) for new in decode_greedy(lm, batch, place(batch), N_NEW).new_ids]
+        together = generate_greedy(lm, many, max_new_tokens=N_NEW, edits=place)
+        for row, text in enumerate(many):
+            own = place if name != "a row each" else each[row].place if each[row] else no_edits
             alone = generate_greedy(lm, [text], max_new_tokens=N_NEW, edits=own)
             assert together.n_edited_by_text[row] == alone.n_edited
+    assert len(set(lengths)) > 1
+
+
+def test_a_row_that_ended_and_stays_counts_no_further(lm, texts):
+    gentle = Intervention.steering(vectors(POST, 0), parse_positions("all"), 0.01)
+    edits, many = gentle.place, [texts[1], *[texts[0]] * 19]
+    batch = pad_batch(many, lm.pad_id, "left")
+    rows = decode_greedy(lm, batch, edits(batch), N_NEW).new_ids
+    early = next(token_id for token_id in rows[0] if token_id not in rows[1])
+    with ending_at(lm, [early]), shapes_of_passes(lm) as seen:
+        found = decode_greedy(lm, batch, edits(batch), N_NEW)
+    n_own = len(found.new_ids[0])
+    assert n_own < N_NEW
+    assert {shape[0] for shape in seen} == {20}
+    assert found.n_edited[0] == len(texts[1]) + n_own - 1
 
 
 def test_steps_run_open_rows_alone(lm, texts):
@@ -209,6 +230,48 @@ def test_with_a_memory_the_same_is_refused_as_without(lm, texts):
         generate_with_memory(memory, texts, max_new_tokens=0)
     with pytest.raises(DataError, match="no texts"):
         generate_with_memory(memory, [], max_new_tokens=1)
+
+
+def test_with_a_memory_noise_is_drawn_as_without(lm, texts):
+    noise = Intervention.noise(vectors(POST, 8), parse_positions("last:2"), seed=3)
+    for place in (noise.place, PerRow((noise,) * len(texts)).place):
+        plain = generate_greedy(lm, texts, max_new_tokens=N_NEW, edits=place)
+        memory = PromptMemory(lm)
+        assert generate_with_memory(memory, texts, max_new_tokens=N_NEW, edits=place) == plain
+
+
+def test_texts_beyond_a_sliding_window_are_left_to_the_models_own_cache():
+    lm = tiny_model("mistral")
+    window = shortest_window(lm)
+    assert shortest_window(tiny_model("llama")) is None
+    short, long = encode_prompts(lm.tokenizer, ["a", "Name three things. " * 4])
+    assert len(short) + 2 <= window < len(long)
+    for text, is_short in ((short, True), (long, False)):
+        batch, kept = pad_batch([text], lm.pad_id, "left"), []
+
+        def note(_model, _args, kwargs, kept=kept):
+            kept.extend(type(one).__name__ for one in kwargs["past_key_values"].layers)
+
+        handle = lm.model.register_forward_pre_hook(note, with_kwargs=True)
+        decode_greedy(lm, batch, [], 2)
+        handle.remove()
+        assert ("DynamicSlidingWindowLayer" in kept) != is_short
+
+
+def test_a_model_with_a_state_of_its_own_writes_what_it_does_without_a_cache():
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32}
+    torch.manual_seed(0)
+    settings = RwkvConfig(vocab_size=len(tokenizer), num_hidden_layers=2, **sizes)
+    lm = wrap_language_model(RwkvForCausalLM(settings).eval(), tokenizer, "rwkv")
+    assert growing_cache_fault(lm) == "a state of its own"
+    (text,) = encode_prompts(tokenizer, PROMPTS[2:3])
+    found = decode_greedy(lm, pad_batch([text], lm.pad_id, "left"), [], N_NEW).new_ids[0]
+    ids = list(text.token_ids)
+    for token_id in found:
+        with torch.no_grad():
+            assert token_id == int(lm.model(torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token_id)
 
 
 def test_what_is_left_of_a_batch_is_spread_over_its_rows_and_gathered_again():
