@@ -23,7 +23,7 @@ from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import MapMethod
-from isthmus.workflows.map_fitting import MapEnds, fit_map
+from isthmus.workflows.map_fitting import Besides, MapEnds, fit_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedRows, Part, paired_rows
 from isthmus.workflows.twin_directions import learn_twin_direction
@@ -98,7 +98,16 @@ def best_site(pair: Pair, true_rows: dict[Site, dict[Part, PairedRows]]) -> Site
 
 
 def fit(method: MapMethod, rows: Rows, ends: MapEnds) -> FittedMap:
-    return fit_map(method, rows, ends, 0, SilentProgress())
+    besides = Besides(contrasts=lambda: differences_of(rows))
+    return fit_map(method, rows, ends, 0, SilentProgress(), besides)
+
+
+def differences_of(rows: Rows) -> dict[Part, PairedRows]:
+    """What consecutive pairs differ in, for the map that is fitted on differences, too."""
+    return {
+        part: PairedRows(r.source[1:] - r.source[:-1], r.target[1:] - r.target[:-1])
+        for part, r in rows.items()
+    }
 
 
 def torn_apart(rows: Rows, seed: int) -> dict[Part, PairedRows]:

@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 
 from isthmus.data.parts import Part
-from isthmus.maps.base import AffineMap
+from isthmus.maps.base import AffineMap, MapQuality
 from isthmus.maps.contrasts import difference_moments, shuffled_differences, with_differences
 from isthmus.maps.moments import PairMoments
+from isthmus.maps.quality import held_out_quality
 from isthmus.maps.ridge import RidgeFitter
 from isthmus.maps.rows import PairedRows
 
@@ -42,6 +43,25 @@ def fit_on_contrasts(moments: Mapping[Part, PairMoments], contrasts: Contrasts) 
         for part in FITTED_ON
     )
     return replace(RidgeFitter().fit(train, selection), method=ON_CONTRASTS)
+
+
+def fit_and_measure(
+    moments: Mapping[Part, PairMoments], contrasts: Contrasts
+) -> tuple[AffineMap, MapQuality]:
+    """Fits the map and measures it on states that are held out.
+
+    Args:
+        moments: Of the states of every part.
+        contrasts: The differences of the same sites.
+
+    Returns:
+        The map and its quality.
+
+    Raises:
+        FitError: If there are too few pairs, or the target's states do not differ.
+    """
+    made = fit_on_contrasts(moments, contrasts)
+    return made, held_out_quality(made, moments["held_out"], moments["train"].n)
 
 
 def shuffled_contrasts(contrasts: Contrasts, generator: torch.Generator) -> Contrasts:

@@ -21,14 +21,13 @@ from isthmus.maps.shelf import FROM_MOMENTS
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype, MapMethod, Pairing
-from isthmus.workflows.contrast_maps import ON_CONTRASTS
+from isthmus.workflows.contrast_maps import ON_CONTRASTS, fit_and_measure
 from isthmus.workflows.contrast_reading import ContrastPair, parts_of_contrasts, read_contrasts
 from isthmus.workflows.map_fitting import (
     Besides,
     MapEnds,
     fit_map,
     fit_streamed,
-    fit_streamed_on_contrasts,
     measured_again,
 )
 from isthmus.workflows.map_tuning import MapTuning, tune_map
@@ -104,9 +103,8 @@ def learn_map(
     if store is None and map in FROM_MOMENTS and not downstream_steps:
         fitted = fit_streamed(map, reading.moments(ends), ends)
     elif store is None and twins and not downstream_steps:
-        fitted = fit_streamed_on_contrasts(
-            reading.moments(ends), reading.contrasts(ends, twins), ends
-        )
+        both = reading.moments(ends), reading.contrasts(ends, twins)
+        fitted = ends.fitted(*fit_and_measure(*both))
     else:
         pairs = reading.rows(ends) if store is None else reading.stored(ends, Path(store))
         besides = Besides(

@@ -31,6 +31,7 @@ from isthmus.workflows.contrast_maps import (
     FITTED_ON,
     ON_CONTRASTS,
     Contrasts,
+    fit_and_measure,
     fit_on_contrasts,
     shuffled_contrasts,
 )
@@ -362,27 +363,6 @@ def fit_streamed(
     return ends.fitted(*fit_closed_form(method, moments))
 
 
-def fit_streamed_on_contrasts(
-    moments: Mapping[Part, PairMoments], contrasts: Contrasts, ends: MapEnds
-) -> FittedMap:
-    """Fits the `ridge_contrast` map on pairs of which only the moments were kept.
-
-    Args:
-        moments: Pairs to fit on, to choose a strength on, and to measure on.
-        contrasts: Differences to fit on, too.
-        ends: Models and sites.
-
-    Returns:
-        The map with its ends and its quality on held-out pairs.
-
-    Raises:
-        FitError: If a part has too few pairs.
-    """
-    _require_parts([part for part in PARTS if part not in moments or not moments[part].n])
-    made = fit_on_contrasts(moments, contrasts)
-    return ends.fitted(made, held_out_quality(made, moments["held_out"], moments["train"].n))
-
-
 def shuffled_map(
     rows: Mapping[Part, PairedRows], ends: MapEnds, seed: int, contrasts: Contrasts | None = None
 ) -> FittedMap:
@@ -408,5 +388,4 @@ def shuffled_map(
         made, quality = fit_closed_form("ridge", moments)
         return ends.fitted(made, quality, shuffled_seed=seed)
     mixed = shuffled_contrasts(contrasts, generator)
-    fitted = fit_streamed_on_contrasts(moments, mixed, ends)
-    return replace(fitted, provenance={"shuffled_seed": seed})
+    return ends.fitted(*fit_and_measure(moments, mixed), shuffled_seed=seed)
