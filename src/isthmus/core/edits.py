@@ -30,11 +30,7 @@ class BatchEdit(Edit, Protocol):
     """An edit that knows every position of one padded batch."""
 
     def from_column(self, start: int) -> Edit:
-        """Returns the same edit for passes that compute the batch's positions from one on only.
-
-        Args:
-            start: The first position that they compute, from 0.
-        """
+        """Returns the same edit for passes that compute the batch's positions from `start` on."""
         ...
 
 

@@ -27,6 +27,7 @@ class GaussianNoise:
         d_model: Width of the residual stream it fits.
         norm: Expected length of the noise at one position, in activation units, at least 0.
         seed: Which noise.
+        depends_on_shape: Always: see `core.edits.depends_on_shape`.
 
     Raises:
         ShapeError: If `d_model` is below 1.

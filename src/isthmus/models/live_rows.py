@@ -24,9 +24,14 @@ class LiveRows:
         device: Where `index` is kept, the CPU when not given.
     """
 
+    n_rows: int
+    rows: list[int]
+    index: Int[Tensor, " live"]
+    n_cut: int
+
     def __init__(self, n_rows: int, device: torch.device | None = None) -> None:
         self.n_rows = n_rows
-        self.index: Int[Tensor, " live"] = torch.arange(n_rows, device=device)
+        self.index = torch.arange(n_rows, device=device)
         self.rows = list(range(n_rows))
         self.n_cut = 0
 
