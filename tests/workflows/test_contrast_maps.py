@@ -156,9 +156,9 @@ def test_shuffled_contrasts_leave_a_control_that_carries_no_difference(models, p
 
 
 def test_contrasts_and_the_map_that_is_fitted_on_them_are_given_together(folder: Path):
-    with pytest.raises(ConfigError, match="ridge_contrast is fitted on contrasts"):
+    with pytest.raises(ConfigError, match="fitted on contrasts and none are given: name a file"):
         learned(folder, "ridge_contrast")
-    with pytest.raises(ConfigError, match="no other map is"):
+    with pytest.raises(ConfigError, match="the ridge map is not fitted on any: leave them out"):
         learned(folder, "ridge", contrasts=folder / "contrast.jsonl")
     two = write_contrast(folder / "two.jsonl", 2)
     with pytest.raises(DataError, match="of 2 contrast pairs 2 have no prompt in a held-out text"):
@@ -169,9 +169,9 @@ def test_contrasts_and_the_map_that_is_fitted_on_them_are_given_together(folder:
     )
     with pytest.raises(DataError, match="8 positive and 1 negative prompts"):
         learned(folder, "ridge_contrast", contrasts=uneven)
-    rows = {part: PairedRows(torch.randn(9, 4), torch.randn(9, 4)) for part in ("train",)}
+    pairs = PairedRows(torch.randn(9, 4), torch.randn(9, 4))
     ends = MapEnds(*[load_language_model(str(folder / "one")).identity] * 2, (Site(0),), Site(0))
-    every = {**rows, "selection": rows["train"], "held_out": rows["train"]}
+    every = dict.fromkeys(("train", "selection", "held_out"), pairs)
     with pytest.raises(ConfigError, match="give contrasts, or use ridge"):
         fit_map("ridge_contrast", every, ends, 0, QUIET)
 

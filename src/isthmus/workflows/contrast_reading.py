@@ -24,9 +24,9 @@ from isthmus.maps.rows import PairedRows
 from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
+from isthmus.workflows.contrast_maps import FITTED_ON
 
 _PAIRS_AT_ONCE = 128
-_PARTS: tuple[Part, ...] = ("train", "selection")
 
 
 class ContrastPair(NamedTuple):
@@ -89,7 +89,7 @@ def parts_of_contrasts(pairs: Sequence[ContrastPair], prompts: Sequence[str]) ->
         left = [index for index, part in enumerate(found) if part]
         for index in left[3::10]:
             found[index] = "selection"
-    if not {"train", "selection"} <= set(found):
+    if not set(FITTED_ON) <= set(found):
         raise DataError(
             f"of {len(pairs)} contrast pairs {len(pairs) - found.count(None)} have no prompt in a "
             "held-out text: give at least 4 such pairs, to fit on and to choose a strength on"
@@ -123,7 +123,7 @@ def read_contrasts(
     """
     parts = parts_of_contrasts(pairs, prompts)
     kept = [index for index, part in enumerate(parts) if part]
-    rows: dict[Part | None, list[tuple[Tensor, Tensor]]] = {part: [] for part in _PARTS}
+    rows: dict[Part | None, list[tuple[Tensor, Tensor]]] = {part: [] for part in FITTED_ON}
     names = [lm.identity.name for lm in models]
     with progress.stage(f"read contrasts in {' and '.join(names)}", len(kept)) as advance:
         for start in range(0, len(kept), _PAIRS_AT_ONCE):
@@ -132,7 +132,7 @@ def read_contrasts(
             for index, one in zip(here, found, strict=True):
                 rows[parts[index]].append(one)
             advance(len(here))
-    return {part: _joined(rows[part], part, len(pairs)) for part in _PARTS}
+    return {part: _joined(rows[part], part, len(pairs)) for part in FITTED_ON}
 
 
 def _joined(rows: Sequence[tuple[Tensor, Tensor]], part: Part, n_pairs: int) -> PairedRows:

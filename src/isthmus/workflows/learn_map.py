@@ -129,10 +129,15 @@ def learn_map(
 def _pairs_of(
     contrasts: str | Path | None, method: MapMethod, asked: Sequence[str]
 ) -> list[ContrastPair]:
-    if (contrasts is None) == (method == ON_CONTRASTS):
+    if method == ON_CONTRASTS and contrasts is None:
         raise ConfigError(
-            f"map {method!r} with contrasts {contrasts}: {ON_CONTRASTS} is fitted on contrasts, "
-            "and no other map is"
+            f"the {ON_CONTRASTS} map is fitted on contrasts and none are given: name a file of "
+            "contrast prompts (contrasts), or use ridge"
+        )
+    if method != ON_CONTRASTS and contrasts is not None:
+        raise ConfigError(
+            f"contrasts {contrasts} given, but the {method} map is not fitted on any: leave them "
+            f"out, or use {ON_CONTRASTS}"
         )
     if contrasts is None:
         return []
