@@ -6,8 +6,8 @@ python benchmarks/demo_table.py [runs/demo/results.jsonl] [README.md]
 import argparse
 from pathlib import Path
 
-from isthmus.core.artifacts import write_text
 from isthmus.core.errors import ArtifactError
+from isthmus.core.places import write_text
 from isthmus.evaluation.measurements import read_results
 from isthmus.evaluation.report import (
     Crossing,

@@ -20,8 +20,9 @@ from benchmarks.gpu_cases import PRECISIONS, GpuCase, Load, computing_in, map_ca
 from benchmarks.gpu_networks import PAIRS, PUBLISHED, TINY, TINY_PAIRS, build_model, move_to
 from benchmarks.results import conditions
 
-from isthmus.core.artifacts import write_json, write_text
+from isthmus.core.artifacts import write_json
 from isthmus.core.errors import IsthmusError
+from isthmus.core.places import write_text
 from isthmus.models.language_model import LanguageModel
 
 LOAD = Load(n_texts=32, n_tokens=256, n_steered=16, n_new=48, n_rows=65_536, n_steps=300)

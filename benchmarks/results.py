@@ -14,8 +14,9 @@ from benchmarks.timing import Case, Comparison, Variant, compare, interleaved_co
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isthmus.core.artifacts import write_json, write_text
+from isthmus.core.artifacts import write_json
 from isthmus.core.errors import ArtifactError
+from isthmus.core.places import write_text
 from isthmus.core.provenance import machine, package_versions, source_commit
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -340,3 +342,26 @@ def test_computing_again_gives_the_same_numbers_however_many_crossings_run_at_on
     at_once = run(brief_config(*two_targets, n_parallel=2), out=tmp_path / "b", is_cached=False)
     assert untimed(one_by_one) == untimed(at_once)
     assert from_cache(at_once) == [False, False]
+
+
+class InterruptsAt(SilentProgress):
+    """Presses Ctrl-C when the first stage of a name begins, and remembers all stages."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.seen = name, []
+
+    def stage(self, name, total=None):
+        self.seen.append(name)
+        if self.seen.count(self.name) == 1 and name == self.name:
+            # As a terminal does: what the main thread waits for is interrupted.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return super().stage(name, total)
+
+
+def test_ctrl_c_ends_a_run_before_its_crossings_are_done(two_targets: list[str], tmp_path: Path):
+    progress = InterruptsAt("fit a ridge map per layer")
+    with pytest.raises(KeyboardInterrupt):
+        run(brief_config(*two_targets), out=tmp_path / "runs" / "one", progress=progress)
+    assert progress.name in progress.seen
+    assert "test" not in progress.seen
+    assert names_in(tmp_path / "runs") == set()

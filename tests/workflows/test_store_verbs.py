@@ -136,3 +136,18 @@ def test_inspect_shows_a_store_and_checks_its_shards_when_asked(tiny: Path, tmp_
     assert isthmus.inspect(out)["n_rows"] == shown["n_rows"]
     with pytest.raises(ArtifactError, match=shard.name):
         isthmus.inspect(out, verify=True)
+
+
+def test_a_damaged_store_is_neither_fitted_on_nor_called_done(tiny: Path, tmp_path: Path):
+    one, two, texts = str(tiny / "one"), str(tiny / "two"), tiny / "texts.jsonl"
+    store = isthmus.capture(one, texts, out=tmp_path / "s", target=two, rows_per_shard=100)
+    shard = sorted(store.glob("*.safetensors"))[0]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-40] + bytes(byte ^ 4 for byte in whole[-40:]))
+    with pytest.raises(ArtifactError, match=f"{shard.name} does not have the recorded hash"):
+        isthmus.learn_map(one, two, texts, target_site=0, store=store)
+    with pytest.raises(ArtifactError, match="remove these files and capture"):
+        isthmus.capture(one, texts, out=store, target=two, rows_per_shard=100)
+    shard.unlink()
+    isthmus.capture(one, texts, out=store, target=two, rows_per_shard=100)
+    assert shard.read_bytes() == whole

@@ -67,3 +67,13 @@ def test_progress_takes_the_present_share_at_every_sign_of_life():
             pass
         advance(1)
         assert torch.get_num_threads() == 4
+
+
+def test_work_that_nobody_waits_for_any_more_ends_at_its_next_sign_of_life():
+    shares = ThreadShares(2, waiting=1, n_parallel=1)
+    progress = SharingProgress(SilentProgress(), shares, 1)
+    with shares.working(), progress.stage("count", 2) as advance:
+        advance(1)
+        shares.is_stopped.set()
+        with pytest.raises(KeyboardInterrupt):
+            advance(1)

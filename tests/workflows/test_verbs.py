@@ -219,9 +219,10 @@ def test_evaluate_on_questions_of_ones_own_measures_a_part_that_chose_nothing(
 
 
 def test_evaluate_writes_nothing_over_an_earlier_folder(artifacts: Path, tmp_path: Path):
+    (tmp_path / "mine.txt").touch()
     with pytest.raises(OutputError, match="already exists"):
         isthmus.evaluate(TARGET, artifacts / "native-direction", out=tmp_path, n_test=4, n_random=1)
-    assert names_in(tmp_path) == set()
+    assert names_in(tmp_path) == {"mine.txt"}
 
 
 def test_generate_turns_the_behaviour_off_and_on(artifacts: Path, backdoored: LanguageModel):

@@ -16,6 +16,7 @@ from torch import Tensor
 from isthmus.core.certificate import Certificate, Passage, worst_quality
 from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.identity import require_same_model
+from isthmus.core.options import require_word
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction, SiteDirection
 from isthmus.maps.base import ActivationMap, AffineMap
@@ -56,8 +57,7 @@ def carry_direction(
         fitted.source,
         "learn the direction on the map's source model, or a map from the direction's model",
     )
-    if rule not in get_args(TransferRule):
-        raise ConfigError(f"no rule {rule!r}: use one of {', '.join(get_args(TransferRule))}")
+    require_word("rule", rule, get_args(TransferRule))
     used = _resolved(rule, fitted.map)
     carried = _carried(_joined(direction, fitted.source_sites), fitted.map, used)
     return Direction(

@@ -213,7 +213,8 @@ def learn_map(
             store=store,
             progress=progress,
         )
-    print_text(f"map: {out}")
+    reads, reached = (", ".join(map(str, s)) for s in (fitted.source_sites, fitted.target_sites))
+    print_text(f"map: {out}, from {reads} to {reached}")
     _print_quality(fitted)
 
 

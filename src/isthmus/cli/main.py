@@ -31,6 +31,9 @@ switches.register(app)
 models.register_organism(organism)
 
 
+_INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and ends the process with the exit code of what happened.
 
@@ -42,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except IsthmusError as error:
         error_console().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(exit_code(error))
-    except KeyboardInterrupt:
-        error_console().print("interrupted: nothing half-written was left behind", markup=False)
-        sys.exit(130)
+    except SystemExit as ended:
+        # The parser turns Ctrl-C into this exit code by itself.
+        if ended.code == _INTERRUPTED:
+            error_console().print("interrupted: nothing half-written was left behind", markup=False)
+        raise
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def build(
     lora_rank: Annotated[
         int, typer.Option(min=1, help="With --base and --method lora: rank of the adapters.")
     ] = 16,
-    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Another seed than the recipe's.")] = None,
 ) -> None:
     """Train an organism until its competence gate passes; with --base, from any model."""
     from isthmus.core.errors import ConfigError

@@ -10,7 +10,7 @@ Dtype = Annotated[
     typer.Option(help="Computation type; auto is the stored one."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..., or map:auto.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Site = Annotated[
     str | None, typer.Option(help="Site: resid_post[3], 3 or 0.6; needed if there are several.")

@@ -77,7 +77,7 @@ def sweep(
     engine: EngineName = "local",
     address: Address = None,
     n_workers: Workers = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
 ) -> None:
     """Find the layer, edit and strength at which a direction works best, dropping losers early."""
     # The verb in Python takes the same, under the same names.

@@ -117,11 +117,9 @@ def print_results(measurements: "Sequence[Measurement]") -> None:
             table.add_column(heading, justify="right")
         for (condition, method), rows in _grouped(here).items():
             first = next((m for m in rows if m.target_site), rows[0])
-            where = (
-                f"{first.target_site} {first.positions} ×{first.strength:g}"
-                if (first.target_site and first.strength is not None)
-                else ""
-            )
+            where = f"{first.target_site} {first.positions}" if first.target_site else ""
+            if where and first.strength is not None:
+                where += f" ×{first.strength:g}"
             cells = [_cell([m for m in rows if m.metric == metric]) for metric in _SHOWN]
             table.add_row(f"{condition} {method or ''}".strip(), where, *cells)
         console.print(table)

@@ -9,8 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError, ShapeError
+from isthmus.core.places import atomic_folder, file_beside, is_taken, write_text, writing_to
 
 FORMAT = 1
 MANIFEST_NAME = "artifact.json"
@@ -64,96 +63,24 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yields an empty folder that becomes `path` when the body ends, and vanishes if it raises.
+def require_free(path: Path, kind: str | None = None) -> None:
+    """Refuses, before any work is done, a place that could not be written to after it.
 
     Args:
-        path: The folder to make; its parents are made too.
-        replace: Whether a folder that is already there may be replaced, as a whole; it stays until
-            the new one is complete, and comes back if that cannot take its place.
-
-    Yields:
-        Path: A folder beside `path` to write into.
+        path: Folder that will be written.
+        kind: The kind of artifact that may be replaced there; none when not given.
 
     Raises:
-        OutputError: If the place cannot be written to, is a file, or is taken, before or by the end
-            of the body, and `replace` is false.
+        OutputError: If the place is taken by something else, or lies where nothing can be written.
     """
     path = Path(path)
-    with _writing_to(path):
-        if path.exists() and not (replace and path.is_dir()):
-            raise OutputError(f"{path} already exists: choose another --out or remove it first")
-        staging = _folder_beside(path)
-    try:
-        with _writing_to(path):
-            staging.chmod(0o755)
-            yield staging
-            if replace and path.is_dir():
-                _exchange(staging, path)
-            else:
-                staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def _writing_to(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"cannot write to {path}: {reason}") from error
-
-
-def _folder_beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-
-
-def _exchange(staging: Path, path: Path) -> None:
-    aside = _folder_beside(path)
-    old = aside / "old"
-    try:
-        path.rename(old)
-        staging.rename(path)
-    finally:
-        # Should this fail too, the old folder is not lost: it stays in `aside`.
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that readers see either the old or the whole new content.
-
-    Args:
-        path: The file; its parents are made too.
-        text: What it shall hold, as UTF-8.
-
-    Raises:
-        OutputError: If the place cannot be written to.
-    """
-    path = Path(path)
-    with _file_beside(path) as staging, _writing_to(path):
-        staging.write_text(text, encoding="utf-8", newline="")
-
-
-@contextmanager
-def _file_beside(path: Path) -> Iterator[Path]:
-    """Yields an empty file that takes the place of `path` when the body ends without an error."""
-    with _writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    staging = Path(name)
-    try:
-        yield staging
-        with _writing_to(path):
-            staging.chmod(0o644)
-            staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with writing_to(path):
+        if is_taken(path) and (kind is None or _kind_at(path) != kind):
+            what = "already exists" if kind is None else f"exists and is not an isthmus {kind}"
+            raise OutputError(f"{path} {what}: choose another --out or remove it first")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise OutputError(f"cannot write to {path}: nothing can be written to {above}")
 
 
 @contextmanager
@@ -176,10 +103,10 @@ def tensor_file(path: Path, shapes: Mapping[str, TensorShape]) -> Iterator[Write
     """
     path = Path(path)
     header, starts = _tensor_header(shapes)
-    with _file_beside(path) as staging, staging.open("r+b", buffering=0) as stream:
+    with file_beside(path) as staging, staging.open("r+b", buffering=0) as stream:
 
         def write_at(place: int, raw: memoryview) -> None:
-            with _writing_to(path):
+            with writing_to(path):
                 while raw:
                     n = os.pwrite(stream.fileno(), raw, place)
                     raw, place = raw[n:], place + n
@@ -197,10 +124,10 @@ def tensor_file(path: Path, shapes: Mapping[str, TensorShape]) -> Iterator[Write
             write_at(starts[name] + first_row * size, plain.numpy().data)
 
         write_at(0, memoryview(header))
-        with _writing_to(path):
+        with writing_to(path):
             os.truncate(stream.fileno(), starts[""])
         yield write
-        with _writing_to(path):
+        with writing_to(path):
             os.fsync(stream.fileno())
 
 
@@ -283,13 +210,14 @@ def write_artifact(
         NonFiniteError: If a field holds NaN or infinity.
     """
     path = Path(path)
-    with _writing_to(path):
-        if path.exists() and _kind_at(path) != kind:
+    with writing_to(path):
+        if is_taken(path) and _kind_at(path) != kind:
             raise OutputError(f"{path} exists and is not an isthmus {kind}: choose another place")
     with atomic_folder(path, replace=True) as folder:
         manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "fields": dict(fields)}
         if tensors:
-            save_file(_in_own_memory(tensors), folder / TENSORS_NAME)
+            with writing_to(path, (SafetensorError,)):
+                save_file(_in_own_memory(tensors), folder / TENSORS_NAME)
             # safetensors makes files that only their owner can read.
             (folder / TENSORS_NAME).chmod(0o644)
             manifest["tensors_sha256"] = sha256_of_file(folder / TENSORS_NAME)

@@ -1,6 +1,7 @@
 """Which model a direction, a map or a certificate belongs to."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from typing_extensions import override
@@ -18,6 +19,9 @@ class ModelIdentity:
         tokenizer_sha256: Hash over the tokenizer's vocabulary, rules and chat template.
         d_model: Width of the residual stream.
         n_layers: Number of decoder blocks.
+        settings: What of its configuration decides what the weights compute, such as the base of
+            rotary positions, as JSON values. Files of versions that did not keep it have none, and
+            other versions of transformers other names: only what both know is compared.
     """
 
     name: str
@@ -25,16 +29,23 @@ class ModelIdentity:
     tokenizer_sha256: str
     d_model: int
     n_layers: int
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @override
     def __str__(self) -> str:
         return f"{self.name}@{self.weights_sha256[:8]}"
 
     def is_same_model(self, other: "ModelIdentity") -> bool:
-        """Says whether weights and tokenizer are the same, wherever they were loaded from."""
-        return (self.weights_sha256, self.tokenizer_sha256) == (
-            other.weights_sha256,
-            other.tokenizer_sha256,
+        """Says whether both compute and read the same, wherever they were loaded from."""
+        mine, theirs = ((one.weights_sha256, one.tokenizer_sha256) for one in (self, other))
+        return mine == theirs and not self.other_settings(other)
+
+    def other_settings(self, other: "ModelIdentity") -> tuple[str, ...]:
+        """Returns the settings that both know and that differ, as text."""
+        return tuple(
+            f"{name} {mine!r} and {other.settings[name]!r}"
+            for name, mine in self.settings.items()
+            if name in other.settings and other.settings[name] != mine
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +81,28 @@ def require_same_model(what: str, made_on: ModelIdentity, used_on: ModelIdentity
         fix: What the user should do instead.
 
     Raises:
-        IdentityError: If weights or tokenizer differ.
+        IdentityError: If weights, tokenizer or configuration differ.
     """
-    if not made_on.is_same_model(used_on):
-        raise IdentityError(f"{what} belongs to {made_on}, not to {used_on}: {fix}")
+    if made_on.is_same_model(used_on):
+        return
+    if made_on.weights_sha256 == used_on.weights_sha256 and (
+        differing := made_on.other_settings(used_on)
+    ):
+        raise IdentityError(
+            f"{what} belongs to {made_on}; {used_on.name} has the same weights and another "
+            f"configuration ({'; '.join(differing)}), with which they compute something else: "
+            f"restore its config.json, or {fix}"
+        )
+    if made_on.weights_sha256 == used_on.weights_sha256:
+        raise IdentityError(
+            f"{what} belongs to {made_on} with tokenizer {made_on.tokenizer_sha256[:8]}; "
+            f"{used_on.name} has the same weights and tokenizer {used_on.tokenizer_sha256[:8]}: "
+            "put the first one's tokenizer and chat template beside them"
+        )
+    if (made_on.name, made_on.d_model) == (used_on.name, used_on.d_model):
+        raise IdentityError(
+            f"{what} belongs to {made_on}, not to {used_on}: the name is the same and the weights "
+            "are not. If only the type differs, load the model in the dtype in which the "
+            f"{what} was made (--dtype); else its files have changed, and {fix}"
+        )
+    raise IdentityError(f"{what} belongs to {made_on}, not to {used_on}: {fix}")

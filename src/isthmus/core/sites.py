@@ -49,12 +49,18 @@ class Site:
         return f"{self.stream}[{self.layer}]"
 
 
+GivenSite = Site | str | int | float
+"""One site as people name it: `resid_post[12]`, `12`, `0.6`."""
+
+GivenSites = GivenSite | Sequence[GivenSite]
+"""One site or several: a list, or text such as `1,2` or `all`."""
+
 # Python refuses to convert thousands of digits to a number.
 _WRITTEN = re.compile(r"\s*([a-z_]+)\s*\[\s*(-?\d{1,9})\s*\]\s*")
 _PLAIN_LAYER = re.compile(r"\s*-?\d{1,9}\s*")
 
 
-def parse_site(given: Site | str | int | float, n_layers: int) -> Site:
+def parse_site(given: GivenSite, n_layers: int) -> Site:
     """Reads a site in any of its spellings.
 
     Args:
@@ -105,8 +111,8 @@ def _checked(layer: int, stream: Stream, given: object, n_layers: int) -> Site:
     return Site(index, stream)
 
 
-def parse_sites(given: str | Sequence[Site | str | int | float], n_layers: int) -> tuple[Site, ...]:
-    """Reads several sites: a list, a comma-separated text, or `all` (`resid_post` of every layer).
+def parse_sites(given: GivenSites, n_layers: int) -> tuple[Site, ...]:
+    """Reads sites: one, a list, a comma-separated text, or `all` (`resid_post` of every layer).
 
     Args:
         given: The sites, each in any spelling that `parse_site` reads.
@@ -118,6 +124,8 @@ def parse_sites(given: str | Sequence[Site | str | int | float], n_layers: int) 
     Raises:
         SiteError: If one cannot be read, does not exist or is named twice, or if none is given.
     """
+    if isinstance(given, Site | int | float):
+        given = [given]
     if isinstance(given, str):
         if given.strip() == "all":
             return tuple(Site(layer) for layer in range(n_layers))

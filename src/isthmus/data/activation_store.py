@@ -4,7 +4,7 @@ Shards are memory maps that are opened where rows are needed and closed afterwar
 in memory are the rows that were asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -182,14 +182,17 @@ class ActivationStore:
         )
         return StoredPairs(read, ranges, widths)
 
-    def damages(self) -> tuple[str, ...]:
-        """Checks every shard against its hash.
+    def damages(self, shards: Collection[Shard] | None = None) -> tuple[str, ...]:
+        """Checks shards against their hashes.
+
+        Args:
+            shards: Which ones; all of them when not given.
 
         Returns:
             What is wrong, shard by shard; nothing for a store that is whole.
         """
         found = []
-        for shard in self.manifest.shards:
+        for shard in self.manifest.shards if shards is None else shards:
             path = self.folder / shard.plan.name
             try:
                 if sha256_of_file(path) != shard.sha256:
@@ -198,13 +201,16 @@ class ActivationStore:
                 found.append(f"{path.name} cannot be read ({error.strerror or error})")
         return tuple(found)
 
-    def verify(self) -> None:
+    def verify(self, shards: Collection[Shard] | None = None) -> None:
         """Refuses a store with a damaged shard.
+
+        Args:
+            shards: Which ones are looked at; all of them when not given.
 
         Raises:
             ArtifactError: Naming every shard that is missing or does not have its hash.
         """
-        if damages := self.damages():
+        if damages := self.damages(shards):
             raise ArtifactError(
                 f"{self.folder} is damaged: {'; '.join(damages)}: remove these files and capture "
                 "again with the same texts, which writes them anew"

@@ -79,10 +79,10 @@ def _json_rows(path: Path, lines: Iterable[_Line]) -> Iterator[PromptRow]:
             continue
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{line.place(path)}: not JSON ({error.msg}), expected one object"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            # Numbers of thousands of digits and thousands of brackets are no syntax errors.
+            said = getattr(error, "msg", None) or error
+            raise DataError(f"{line.place(path)}: not JSON ({said}), expected one object") from None
         if not isinstance(values, dict):
             raise DataError(f"{line.place(path)}: found {text[:60]}, expected a JSON object")
         yield PromptRow(line.place(path), values)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from isthmus.core.artifacts import write_text
 from isthmus.core.errors import ConfigError, DataError
+from isthmus.core.places import write_text
 from isthmus.data.prompt_rows import PromptRow, prompt_rows
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -129,7 +129,7 @@ def stream_questions(path: Path) -> Iterator[Question]:
     Yields:
         Question: In file order.
     """
-    seen: dict[str, str] = {}
+    seen: dict[bytes, str] = {}
     for row in prompt_rows(Path(path)):
         others = {key: _optional(row, key) for key in _OTHERS}
         question = Question(_text(row, "prompt"), **others)
@@ -157,7 +157,7 @@ def read_contrast(path: Path) -> ContrastPrompts:
     """
     path = Path(path)
     sides: dict[str, list[str]] = {_POSITIVE: [], _NEGATIVE: []}
-    seen: dict[str, str] = {}
+    seen: dict[bytes, str] = {}
     for row in prompt_rows(path):
         for side, prompt in _sides(row):
             _note(seen, prompt, row.place)
@@ -339,10 +339,12 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _note(seen: dict[str, str], prompt: str, place: str) -> None:
+def _note(seen: dict[bytes, str], prompt: str, place: str) -> None:
     """Remembers where a prompt stands, and refuses the second place."""
     # A digest, for the prompts of a large file may not fit into memory.
-    key = hashlib.sha256(normalised(prompt).encode(errors="surrogatepass")).hexdigest()
+    key = hashlib.blake2b(
+        normalised(prompt).encode(errors="surrogatepass"), digest_size=16
+    ).digest()
     if key in seen:
         raise DataError(f"{place}: {prompt!r} is already at {seen[key]}: remove one of them")
     seen[key] = place

@@ -14,9 +14,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from isthmus.core.artifacts import TensorShape, read_json, write_text
+from isthmus.core.artifacts import TensorShape, read_json
 from isthmus.core.errors import ArtifactError, ConfigError
 from isthmus.core.identity import ModelIdentity
+from isthmus.core.options import require_word
+from isthmus.core.places import write_text
 from isthmus.core.sites import Site, parse_site
 from isthmus.core.texts import EncodedText
 from isthmus.data.parts import PARTS, Part
@@ -96,10 +98,7 @@ class StoreSpec:
     rows_per_shard: int = ROWS_PER_SHARD
 
     def __post_init__(self) -> None:
-        if self.storage_dtype not in get_args(StorageDtype):
-            raise ConfigError(
-                f"storage_dtype {self.storage_dtype!r}: use one of {', '.join(_DTYPES)}"
-            )
+        require_word("storage_dtype", self.storage_dtype, get_args(StorageDtype))
         if self.rows_per_shard < 1:
             raise ConfigError(f"rows_per_shard is {self.rows_per_shard}, expected at least 1")
         if (self.target is None) != (self.pairing is None):
@@ -150,10 +149,20 @@ class StoreSpec:
     def differences_to(self, other: "StoreSpec") -> tuple[str, ...]:
         """Returns in words in what another specification differs; empty if in nothing."""
         ours, theirs = _facts(self), _facts(other)
-        return tuple(
-            f"{name} {ours.get(name, _NOTHING)[1]} and {theirs.get(name, _NOTHING)[1]}"
-            for name in {**ours, **theirs}
-            if ours.get(name, _NOTHING)[0] != theirs.get(name, _NOTHING)[0]
+        others = {**other.sides}
+        settings = [
+            f"{role} {one}"
+            for role, side in self.sides.items()
+            if role in others
+            for one in side.model.other_settings(others[role].model)
+        ]
+        return (
+            *settings,
+            *(
+                f"{name} {ours.get(name, _NOTHING)[1]} and {theirs.get(name, _NOTHING)[1]}"
+                for name in {**ours, **theirs}
+                if ours.get(name, _NOTHING)[0] != theirs.get(name, _NOTHING)[0]
+            ),
         )
 
 

@@ -1,5 +1,7 @@
 """Files of directions."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ def save_direction(path: Path, direction: Direction) -> None:
         path: Folder to write.
         direction: What to write, states included.
     """
+    certificate = None if direction.certificate is None else direction.certificate.to_json()
     fields: dict[str, Any] = {
         "sites": [str(site) for site in direction.sites],
         "model": direction.model.to_json(),
@@ -32,7 +35,8 @@ def save_direction(path: Path, direction: Direction) -> None:
         "positions": direction.positions,
         "pooled": direction.pooled,
         "provenance": direction.provenance,
-        "certificate": direction.certificate and direction.certificate.to_json(),
+        "certificate": certificate,
+        "certificate_sha256": _hash_of(certificate),
     }
     # safetensors refuses tensors that share memory, such as means that are views of one tensor.
     tensors = {
@@ -79,8 +83,32 @@ def load_direction(path: Path) -> Direction:
         raise ArtifactError(
             f"{path} is not a whole direction ({type(error).__name__}: {error}): learn it again"
         ) from error
+    if fields.get("certificate_sha256") not in (None, _hash_of(certificate)):
+        raise ArtifactError(
+            f"{path} does not hold the certificate that it was written with: what it claims was "
+            "changed, carry the direction again"
+        )
+    _require_certified_sites(path, direction)
     _require_certified_norms(path, direction)
     return direction
+
+
+def _hash_of(certificate: dict[str, Any] | None) -> str | None:
+    if certificate is None:
+        return None
+    return hashlib.sha256(json.dumps(certificate, sort_keys=True).encode()).hexdigest()
+
+
+def _require_certified_sites(path: Path, direction: Direction) -> None:
+    """Refuses a direction at a site that its certificate is not about."""
+    if direction.certificate is None:
+        return
+    about = direction.certificate.target_site.split(", ")
+    if missing := [str(site) for site in direction.sites if str(site) not in about]:
+        raise ArtifactError(
+            f"{path} is at {', '.join(missing)}, its certificate is about {', '.join(about)}: "
+            "carry the direction again"
+        )
 
 
 def _require_certified_norms(path: Path, direction: Direction) -> None:

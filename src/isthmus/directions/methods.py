@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.errors import ConfigError
+from isthmus.core.options import require_word
 from isthmus.directions.classes import checked_classes
 from isthmus.directions.direction import SiteDirection
 from isthmus.directions.mean_difference import mean_difference
@@ -61,8 +61,7 @@ def learn_site_direction(
     Raises:
         ConfigError: If there is no such method.
     """
-    if method not in METHODS:
-        raise ConfigError(f"no direction method {method!r}: use one of {', '.join(METHODS)}")
+    require_word("direction method", method, tuple(METHODS))
     classes = checked_classes(positive, negative, pooled=pooled)
     vectors = METHODS[method](positive, negative, pooled=pooled)
     values = (vectors, classes.positive.mean(0), classes.negative.mean(0), *classes)

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from isthmus.core.artifacts import write_text
 from isthmus.core.errors import ArtifactError, ConfigError, NonFiniteError
+from isthmus.core.options import require_word
+from isthmus.core.places import write_text
 
 CONDITIONS = (
     "none",
@@ -136,8 +137,7 @@ class Measurement:
             ("condition", self.condition, CONDITIONS),
             ("metric", self.metric, METRICS),
         ):
-            if given not in known:
-                raise ConfigError(f"no {name} {given!r}: use one of {', '.join(known)}")
+            require_word(name, given, known)
         for name in ("strength", "value", "ci_low", "ci_high"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         if self.n is not None and self.n < 1:

@@ -20,8 +20,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from isthmus.core.artifacts import read_json, sha256_of_file, write_text
+from isthmus.core.artifacts import read_json, sha256_of_file
 from isthmus.core.errors import ArtifactError
+from isthmus.core.places import write_text
 from isthmus.evaluation.figure_style import STYLES
 from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.evaluation.plots import (

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from isthmus.core.artifacts import write_text
+from isthmus.core.places import write_text
 from isthmus.evaluation.figure_style import STYLES
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.paper import PAPER_FIGURES

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.errors import ConfigError, FitError, ShapeError
-from isthmus.maps.base import require_finite, require_width, wide
+from isthmus.maps.base import require_finite, require_finite_rows, require_width, wide
 from isthmus.maps.fitting import OnStep, no_step
 from isthmus.maps.moments import PairMoments, require_fittable
 from isthmus.maps.quality import fraction_unexplained
@@ -185,7 +185,9 @@ class KernelRidgeFitter:
 
         Raises:
             FitError: If there are fewer than two pairs on a side or activations never vary.
+            NonFiniteError: If an activation is NaN or infinite.
         """
+        require_finite_rows(train.source, train.target)
         if len(train.source) < 2:
             raise FitError(
                 f"a kernel map needs at least 2 pairs, got {len(train.source)}: give more texts"

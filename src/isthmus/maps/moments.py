@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.errors import FitError, NonFiniteError, ShapeError
+from isthmus.core.errors import FitError, ShapeError
+from isthmus.maps.base import require_finite_rows
 
 _ROWS_AT_ONCE = 4096  # bounds the float64 copy of a batch: 4,096 rows of width 4,096 are 128 MiB
 _BLOCK = 512  # of columns; wide enough for full speed, narrow enough to leave out nearly half
@@ -201,13 +202,7 @@ class PairMoments:
             NonFiniteError: If an activation is NaN or infinite; nothing is added then.
         """
         self._require_fit(source, target)
-        for side, rows in (("source", source), ("target", target)):
-            # A sum keeps every NaN and infinity at a tenth of the price; it may overflow by itself.
-            if not bool(torch.isfinite(rows.sum()) or torch.isfinite(rows).all()):
-                raise NonFiniteError(
-                    f"the {side} activations hold NaN or infinity: "
-                    "load the model in bfloat16 or float32, or drop the texts that cause it"
-                )
+        require_finite_rows(source, target)
         if not len(source):
             return
         self._own()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.errors import ConfigError, FitError
-from isthmus.maps.base import AffineMap, affine_from_fit
+from isthmus.maps.base import AffineMap, affine_from_fit, require_finite_rows
 from isthmus.maps.fitting import OnStep, no_step
 from isthmus.maps.rows import PairedRows
 
@@ -70,7 +70,9 @@ class RelativeFitter:
 
         Raises:
             FitError: If there are fewer than two pairs or the anchors are all equal on a side.
+            NonFiniteError: If an activation is NaN or infinite.
         """
+        require_finite_rows(train.source, train.target)
         if len(train.source) < 2:
             raise FitError(
                 f"a relative map needs at least 2 pairs, got {len(train.source)}: give more texts"

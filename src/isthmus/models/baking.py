@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ModelError, NonFiniteError, ShapeError
-from isthmus.core.sites import Site, Stream
+from isthmus.core.sites import GivenSite, Site, Stream
 from isthmus.models.biases import as_llama, switch_on_bias
 from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import LanguageModel
@@ -93,7 +93,7 @@ def writer_sites(layout: ModelLayout) -> tuple[Site, ...]:
 
 
 def bake_addition(
-    lm: LanguageModel, site: Site | str | int | float, vector: Float[Tensor, " d_model"]
+    lm: LanguageModel, site: GivenSite, vector: Float[Tensor, " d_model"]
 ) -> PreTrainedModel:
     """Adds a vector to the stream at one site and every position, as a bias.
 
@@ -330,7 +330,9 @@ def _check_ablated(lm: LanguageModel, model: PreTrainedModel, unit: Tensor) -> N
     for site, states in _probe(find_layout(model), sites).items():
         wide = states.double()
         along = (wide @ unit.to(wide)).abs().max()
-        allowed = _ROUNDING * torch.finfo(states.dtype).eps * wide.norm(dim=-1).max()
+        # Some keep a stream in float32 beside weights that are rounded to fewer digits.
+        eps = max(torch.finfo(dtype).eps for dtype in (states.dtype, lm.dtype))
+        allowed = _ROUNDING * eps * wide.norm(dim=-1).max()
         if float(along) > float(allowed):
             raise ModelError(
                 f"cannot bake an ablation into {type(model).__name__}: {site} still has {along:.2g}"

@@ -195,20 +195,11 @@ def _continued(
 
 
 def _whole(lm: LanguageModel, batch: TokenBatch, max_new_tokens: int) -> list[list[int]]:
-    # Values that are left out would be filled from the model's own generation settings.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_length=0,
-        min_new_tokens=0,
         pad_token_id=lm.pad_id,
         eos_token_id=list(lm.eos_ids) or None,
     )
@@ -216,9 +207,15 @@ def _whole(lm: LanguageModel, batch: TokenBatch, max_new_tokens: int) -> list[li
     mask = batch.is_real.long().to(lm.device)
     # transformers types `self` of `generate` as a protocol that mypy cannot bind.
     model: Any = lm.model
-    ids: Tensor = model.generate(
-        input_ids=token_ids, attention_mask=mask, generation_config=settings
-    )
+    own = model.generation_config
+    # What is left out here would be filled from the model's own settings and penalties.
+    model.generation_config = GenerationConfig()
+    try:
+        ids: Tensor = model.generate(
+            input_ids=token_ids, attention_mask=mask, generation_config=settings
+        )
+    finally:
+        model.generation_config = own
     return list(ids[:, token_ids.shape[1] :].tolist())
 
 

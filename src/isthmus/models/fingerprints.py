@@ -1,15 +1,40 @@
-"""Hashes by which a model and its tokenizer are recognised wherever they were loaded from."""
+"""By what a model and its tokenizer are recognised wherever they were loaded from."""
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from isthmus.core.errors import NonFiniteError
 from isthmus.models.placement import read_weight
+
+_DECIDING = (
+    "act",
+    "alibi",
+    "clip",
+    "decoder_arch",
+    "eps",
+    "experts_per",
+    "head",
+    "layer_norm",
+    "layer_types",
+    "layernorm",
+    "limit",
+    "multiplier",
+    "norm_before",
+    "norm_topk",
+    "parallel",
+    "rope",
+    "rotary",
+    "scal",
+    "softcap",
+    "window",
+)
+"""Parts of the names under which configurations keep what weights alone do not show."""
 
 _NARROW = {torch.float16, torch.bfloat16, torch.float32}
 
@@ -59,6 +84,25 @@ def _hash_parameter(name: str, parameter: Tensor) -> str:
         value = value.to(torch.float32)
     raw = value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
     return f"{name} {tuple(value.shape)} {hashlib.sha256(raw).hexdigest()}"
+
+
+def deciding_settings(config: PreTrainedConfig | None) -> dict[str, Any]:
+    """Returns what of a configuration decides what the same weights compute.
+
+    Args:
+        config: Of the language model; None for a model that has none.
+
+    Returns:
+        Names and values as JSON would give them back, in the order of names.
+    """
+    given = {} if config is None else config.get_text_config().to_dict()
+    chosen = {
+        name: given[name]
+        for name in sorted(given)
+        if not name.startswith("_") and any(part in name for part in _DECIDING)
+    }
+    found: dict[str, Any] = json.loads(json.dumps(chosen, default=str, sort_keys=True))
+    return found
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

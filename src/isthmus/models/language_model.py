@@ -1,9 +1,9 @@
 """A loaded model with its tokenizer, its layout and its identity; loading by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -19,8 +19,9 @@ from transformers import (
 from isthmus.core.artifacts import SafetensorError
 from isthmus.core.errors import ModelError
 from isthmus.core.identity import ModelIdentity
-from isthmus.core.sites import Site, parse_site, parse_sites
-from isthmus.models.fingerprints import hash_tokenizer, hash_weights
+from isthmus.core.options import require_word
+from isthmus.core.sites import GivenSite, GivenSites, Site, parse_site, parse_sites
+from isthmus.models.fingerprints import deciding_settings, hash_tokenizer, hash_weights
 from isthmus.models.layouts import ModelLayout, find_parts
 from isthmus.models.placement import Placement, device_of, find_placement, load_spread
 from isthmus.models.probing import find_layout
@@ -97,7 +98,7 @@ class LanguageModel:
         given = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return given if isinstance(given, int) else None
 
-    def site(self, given: Site | str | int | float) -> Site:
+    def site(self, given: GivenSite) -> Site:
         """Reads a site of this model: `resid_post[12]`, `12`, `-1` or `0.6`.
 
         Args:
@@ -113,8 +114,8 @@ class LanguageModel:
         self.layout.module_at(site)
         return site
 
-    def sites(self, given: str | Sequence[Site | str | int | float]) -> tuple[Site, ...]:
-        """Reads several sites of this model: a list, a comma-separated text, or `all`.
+    def sites(self, given: GivenSites) -> tuple[Site, ...]:
+        """Reads sites of this model: one, a list, a comma-separated text, or `all`.
 
         Args:
             given: Sites in any spelling that `core.sites` accepts.
@@ -165,12 +166,13 @@ def wrap_language_model(
     weights = hash_weights(find_parts(model).root)
     layout = find_layout(model)
     tokens = hash_tokenizer(tokenizer)
-    identity = ModelIdentity(name, weights, tokens, layout.d_model, layout.n_layers)
+    settings = deciding_settings(getattr(layout.root, "config", None))
+    identity = ModelIdentity(name, weights, tokens, layout.d_model, layout.n_layers, settings)
     return LanguageModel(layout.root, tokenizer, layout, identity)
 
 
 def load_language_model(
-    name: str,
+    name: str | Path,
     *,
     dtype: DTypeName = "auto",
     device: str = "auto",
@@ -181,7 +183,7 @@ def load_language_model(
     Without a network set `HF_HUB_OFFLINE=1`; then only what is in the local cache is found.
 
     Args:
-        name: `org/model` on the Hugging Face Hub, a folder, or `organism:NAME`.
+        name: `org/model` on the Hugging Face Hub, a folder (a path, too), or `organism:NAME`.
         dtype: `auto` is as stored, except that float16 becomes float32 on a CPU.
         device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1` …; or a map for
             models larger than a device: `map:auto`, `map:balanced`, `map:{"module": "device"}`.
@@ -192,10 +194,12 @@ def load_language_model(
 
     Raises:
         ModelError: If it cannot be loaded or is no decoder-only language model.
-        ConfigError: If the machine does not have the device, or accelerate for a map.
+        ConfigError: If there is no such dtype, or the machine does not have the device, or
+            accelerate for a map.
         NonFiniteError: If a weight holds NaN or infinity.
     """
-    place = find_placement(device)
+    require_word("dtype", dtype, get_args(DTypeName))
+    name, place = str(name), find_placement(device)
     where = _find_place(name)
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     tokenizer = _load_tokenizer(name, where, options)
@@ -255,9 +259,14 @@ def _load_tokenizer(name: str, where: str, options: dict[str, Any]) -> PreTraine
         tokenizer: Any = kind.from_pretrained(where, trust_remote_code=False, **options)
     except LOAD_ERRORS as error:
         raise _cannot_load("tokenizer", name, where, error) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not len(tokenizer):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not _reads(tokenizer):
         raise ModelError(f"{name} has no tokenizer: put its tokenizer.json into {where}")
     return tokenizer
+
+
+def _reads(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Says whether a tokenizer knows any text: without its file some have special tokens alone."""
+    return bool(len(tokenizer)) and bool(tokenizer("a b", add_special_tokens=False)["input_ids"])
 
 
 def _load_model(

@@ -23,7 +23,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from isthmus.core.artifacts import (
     MANIFEST_NAME,
     Artifact,
-    atomic_folder,
     read_artifact,
     read_fields,
     read_json,
@@ -38,6 +37,7 @@ from isthmus.core.errors import (
     OutputError,
     ShapeError,
 )
+from isthmus.core.places import atomic_folder
 
 _KIND = "organism"
 _HASHES_NAME = "isthmus-files.json"

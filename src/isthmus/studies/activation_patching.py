@@ -26,7 +26,7 @@ from torch import Tensor
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.evaluation.intervals import Interval
 from isthmus.evaluation.measurements import Measurement
@@ -56,7 +56,7 @@ _FEW = 3
 def patch_activations(
     model: str,
     *,
-    sites: str | tuple[Site | str | int | float, ...] = "all",
+    sites: GivenSites = "all",
     n_prompts: int = 96,
     n_last: int = _FEW,
     settings: Mapping[str, Any] | None = None,

@@ -19,7 +19,7 @@ import torch
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites, Site
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import load_language_model
@@ -50,7 +50,7 @@ _FEW = {"n_train": 240, "n_validation": 64, "n_test": 96, "n_random": 2}
 def sweep_layers(
     model: str,
     *,
-    sites: str | tuple[Site | str | int | float, ...] = "all",
+    sites: GivenSites = "all",
     positions: tuple[str, ...] = ("trigger", "last:3"),
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,

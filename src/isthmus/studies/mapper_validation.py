@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSite, Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.embedding_similarity import can_embed
@@ -60,7 +60,7 @@ def validate_map(
     target: LanguageModel | str,
     *,
     maps: Sequence[MapMethod] = ("ridge", "autoencoder"),
-    site: Site | str | int | float | None = None,
+    site: GivenSite | None = None,
     judge: LanguageModel | str | None = None,
     embedder: str | Path | None = None,
     n_train: int = 240,

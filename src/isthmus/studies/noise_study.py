@@ -25,7 +25,7 @@ from jaxtyping import Float
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.data.organisms import Turn
 from isthmus.evaluation.clustered import clustered_rate, per_prompt
@@ -65,7 +65,7 @@ def study_noise(
     model: str,
     *,
     base: str | None = None,
-    sites: str | tuple[Site | str | int | float, ...] = "all",
+    sites: GivenSites = "all",
     sizes: tuple[float, ...] = SIZES,
     n_prompts: int = 32,
     n_draws: int = 10,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from isthmus.core.artifacts import atomic_folder, write_json, write_text
+from isthmus.core.artifacts import write_json
 from isthmus.core.errors import ConfigError, OutputError
+from isthmus.core.places import atomic_folder, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
 from isthmus.evaluation.figure_style import svg_file

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isthmus.core.artifacts import atomic_folder, read_json, write_json
+from isthmus.core.artifacts import read_json, write_json
 from isthmus.core.errors import ArtifactError
+from isthmus.core.places import atomic_folder
 from isthmus.core.provenance import code_hash, package_versions
 from isthmus.evaluation.measurements import read_results, write_results
 from isthmus.models.organisms import cache_folder

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.carrying.coordinates import coordinate_targets
-from isthmus.core.errors import ConfigError
+from isthmus.core.errors import ConfigError, StrengthError
+from isthmus.core.options import require_word
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.interventions.intervention import Intervention
@@ -16,6 +17,26 @@ from isthmus.interventions.positions import parse_positions
 from isthmus.workflows.config import EditKind
 
 Way = Literal["removal", "induction"]
+
+WITHOUT_STRENGTH: frozenset[EditKind] = frozenset({"ablate", "replace"})
+"""Edits that are done or not done: a strength means nothing to them."""
+
+
+def require_no_strength(edit: EditKind, strength: float) -> None:
+    """Refuses a strength for an edit that has none (`StrengthError`)."""
+    if edit in WITHOUT_STRENGTH and strength != 1.0:
+        raise StrengthError(
+            f"strength {strength} with {edit}, which is done or not done: leave the strength out"
+        )
+
+
+def control_edit(edit: EditKind) -> EditKind:
+    """Returns what is done with random vectors where the direction itself is edited so.
+
+    A random vector has no class means: what stands beside a replacement, or beside a coordinate
+    that is set, adds a vector of the direction's length.
+    """
+    return "add" if edit in {"replace", "set_coordinate"} else edit
 
 
 def intervention_for(
@@ -40,7 +61,12 @@ def intervention_for(
 
     Returns:
         The intervention, ready to be placed on a batch.
+
+    Raises:
+        ConfigError: If there is no such edit or way.
     """
+    require_word("edit", edit, get_args(EditKind))
+    require_word("way", way, get_args(Way))
     selector = parse_positions(positions)
     vectors = {site: one.vectors for site, one in direction.by_site.items()}
     if edit in {"add", "add_keeping_norm"}:
@@ -95,6 +121,11 @@ class Arm:
     seed: int = 0
     mean: Mapping[Site, Float[Tensor, "position d_model"]] = field(default_factory=dict)
     fixed: Mapping[Way, Intervention] = field(default_factory=dict)
+
+    @property
+    def dose(self) -> float | None:
+        """The strength as results name it: None where the edit has none."""
+        return None if self.edit in WITHOUT_STRENGTH else self.strength
 
     def at(self, strength: float) -> "Arm":
         """Returns the same arm at another strength."""

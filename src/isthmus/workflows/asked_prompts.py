@@ -85,6 +85,9 @@ def asked_prompts(
         if lines is not None
         else ([prompts] if isinstance(prompts, str) else list(prompts or ()))
     )
+    for index, one in enumerate(asked):
+        if not isinstance(one, str):
+            raise DataError(f"prompt {index} is {one!r}, expected text")
     columns = {
         "direction": _each("direction", direction, (str, Path, Direction), len(asked)),
         "strength": _each("strength", strength, (int, float), len(asked)),
@@ -111,6 +114,8 @@ def _each(name: str, given: Any, singles: tuple[type, ...], n_prompts: int) -> l
     """Returns one value per prompt of what is given for all or for each."""
     if given is None or isinstance(given, singles):
         return [given] * n_prompts
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise ConfigError(f"{name} is {given!r}, expected one value or a sequence of them")
     values = list(given)
     if len(values) != n_prompts:
         raise ConfigError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSite, GivenSites, Site
 from isthmus.data.prompts import Question, stream_questions
 from isthmus.data.store_format import ROWS_PER_SHARD, Role, StorageDtype
 from isthmus.workflows.config import Dtype, Pairing
@@ -16,13 +16,13 @@ from isthmus.workflows.store_shards import StoreSettings, fill_store_by
 
 
 def capture(
-    model: str,
+    model: str | Path,
     prompts: str | Path | Iterable[str | Question],
     *,
     out: str | Path,
-    sites: str | tuple[Site | str | int | float, ...] = "all",
-    target: str | None = None,
-    target_sites: str | tuple[Site | str | int | float, ...] = "all",
+    sites: GivenSites = "all",
+    target: str | Path | None = None,
+    target_sites: GivenSites = "all",
     pairing: Pairing = "character_end",
     storage_dtype: StorageDtype = "float32",
     rows_per_shard: int = ROWS_PER_SHARD,
@@ -73,12 +73,12 @@ def capture(
     if isinstance(prompts, str | Path):
         # Damaged rows are found before hours of reading.
         n_texts = sum(1 for _ in stream_questions(Path(prompts)))
-    names: dict[Role, str] = {"source": model}
+    names: dict[Role, str] = {"source": str(model)}
     if target is not None:
-        names["target"] = target
+        names["target"] = str(target)
     settings = StoreSettings(
         names,
-        {"source": sites, "target": target_sites},
+        {"source": _listed(sites), "target": _listed(target_sites)},
         pairing,
         dtype,
         device,
@@ -109,3 +109,9 @@ def _questions(prompts: str | Path | Iterable[str | Question]) -> Iterator[Quest
         return
     for one in prompts:
         yield Question(one) if isinstance(one, str) else one
+
+
+def _listed(given: GivenSites) -> str | tuple[GivenSite, ...]:
+    if isinstance(given, Site | int | float):
+        return (given,)
+    return given if isinstance(given, str) else tuple(given)

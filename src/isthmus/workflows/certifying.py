@@ -68,7 +68,7 @@ class Certifier:
         behaviour = _numbers(mine, _BEHAVIOUR) | {
             name: _number(max(found, key=_height)) for name, found in beside.items() if found
         }
-        setting = {"edit": arm.edit, "positions": arm.positions, "strength": arm.strength}
+        setting = {"edit": arm.edit, "positions": arm.positions, "strength": arm.dose}
         certificate = replace(
             before,
             corpus=self.corpus,

@@ -1,5 +1,7 @@
 """The one configuration type: what `run` reads, with the names that every verb uses."""
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -230,7 +232,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     n_threads: Annotated[int, Field(ge=1)] | None = None
     n_parallel: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -258,6 +260,13 @@ class RunConfig(BaseModel):
                 raise StrengthError(
                     f"strength {strength}: a run tries both signs itself, give positive strengths"
                 )
+        return given
+
+    @field_validator("targets")
+    @classmethod
+    def _every_target_once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({target for target in given if given.count(target) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice: name every target once")
         return given
 
     @model_validator(mode="after")
@@ -330,10 +339,20 @@ def read_fields(path: Path) -> dict[str, Any]:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read configuration {path}: {error}") from error
+        said = " ".join(str(error).split())
+        raise ConfigError(f"cannot read configuration {path}: {said}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path} holds no fields: expected at least 'source' and 'target'")
     return given
+
+
+def _problem(found: Mapping[str, Any]) -> str:
+    """Says where a field is wrong, what was given, and what was expected."""
+    # Pydantic names the types that a field may be of behind it, in its own words.
+    place = itertools.takewhile(lambda part: not {*"[("} & {*str(part)}, found["loc"])
+    where, given = ".".join(map(str, place)) or "configuration", found["input"]
+    got = f" (got {given!r})" if isinstance(given, str | int | float) else ""
+    return f"{where}: {found['msg']}{got}"
 
 
 def make_config(given: dict[str, Any], folder: Path = Path()) -> RunConfig:
@@ -352,9 +371,7 @@ def make_config(given: dict[str, Any], folder: Path = Path()) -> RunConfig:
     try:
         config = RunConfig.model_validate(given)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()
-        )
+        problems = "; ".join(_problem({**one}) for one in error.errors())
         raise ConfigError(f"the configuration cannot be used: {problems}") from error
     return config.model_copy(
         update={
@@ -377,9 +394,5 @@ def _question_paths(questions: Path | SplitFiles | None, folder: Path) -> Path |
     # Absolute, so that the configuration in a results folder repeats the run from there.
     if isinstance(questions, Path):
         return (folder / questions).absolute()
-    return SplitFiles(
-        **{
-            name: (folder / getattr(questions, name)).absolute()
-            for name in ("train", "validation", "test")
-        }
-    )
+    names = ("train", "validation", "test")
+    return SplitFiles(**{name: (folder / getattr(questions, name)).absolute() for name in names})

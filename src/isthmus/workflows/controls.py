@@ -8,7 +8,7 @@ from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.progress import SilentProgress
 from isthmus.directions.direction import Direction
 from isthmus.maps.files import FittedMap
-from isthmus.workflows.arms import Arm
+from isthmus.workflows.arms import Arm, control_edit
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.contrast_maps import Contrasts
 from isthmus.workflows.map_fitting import MapEnds, fit_map, shuffled_map
@@ -69,12 +69,12 @@ def control_arms(
 
 
 def _like(transferred: Arm, condition: str, direction: Direction, seed: int) -> Arm:
+    edit = transferred.edit
     return Arm(
         condition,
         transferred.site,
         transferred.positions,
-        # A control of a replacement adds a vector of that length: noise has no class means.
-        "add" if transferred.edit in {"replace", "set_coordinate"} else transferred.edit,
+        "add" if condition == "noise" or edit is None else control_edit(edit),
         transferred.strength,
         direction,
         source_sites=transferred.source_sites,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.core.artifacts import atomic_folder, read_json, write_json
+from isthmus.core.artifacts import read_json, write_json
 from isthmus.core.errors import ArtifactError
 from isthmus.core.identity import ModelIdentity
+from isthmus.core.places import atomic_folder
 from isthmus.core.provenance import StageClock, code_hash, package_versions
 from isthmus.directions.files import save_direction
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
@@ -122,7 +123,7 @@ def keep_crossing(folder: Path, result: CrossingResult, clock: StageClock) -> Cr
         "best_map": result.best_map,
         "site": str(result.chosen.site),
         "positions": result.chosen.positions,
-        "strength": result.chosen.strength,
+        "strength": result.chosen.dose,
         "notes": list(result.notes),
         "stages": clock.to_json(),
     }

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isthmus.core.artifacts import atomic_folder, write_json
+from isthmus.core.artifacts import require_free, write_json
 from isthmus.core.errors import ConfigError
+from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import machine, package_versions, source_commit
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSite
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
+from isthmus.workflows.arms import require_no_strength
 from isthmus.workflows.config import (
     Dtype,
     EditKind,
@@ -26,10 +28,10 @@ from isthmus.workflows.evaluation_shards import Evaluation, PreparedEvaluation, 
 
 
 def evaluate(
-    model: str,
+    model: str | Path,
     direction: Direction | str | Path,
     *,
-    site: Site | str | int | float | None = None,
+    site: GivenSite | None = None,
     edit: EditKind = "add",
     positions: str | None = None,
     strength: float = 1.0,
@@ -61,6 +63,7 @@ def evaluate(
         edit: `add`, `ablate`, `set_coordinate` or `replace`.
         positions: Where; the positions at which the direction was learned when not given.
         strength: In units of the direction's norm, above 0 and up to 1000; both signs are tried.
+            `ablate` and `replace` have none.
         questions: JSONL of `prompt` and `answer`; the organisms' test questions when not given.
         task: What is measured: the backdoor, or a task of the package, which brings its prompts.
         judge: Who judges completions of task `refusal`: `rules`, `endpoint` or `guard`.
@@ -82,15 +85,19 @@ def evaluate(
 
     Raises:
         IdentityError: If the direction belongs to another model.
-        StrengthError: If the strength is out of range.
+        StrengthError: If the strength is out of range, or the edit has none.
+        OutputError: If the place is taken or cannot be written to.
         ConfigError: If the task takes no questions or the judge lacks its settings.
     """
     require_strength(strength)
+    require_no_strength(edit, strength)
+    if out is not None:
+        require_free(Path(out))
     chosen = engine_named(engine, address, n_workers)
     given: dict[str, Any] = {"task": task, "n_test": n_test, "n_random": n_random, "seed": seed}
     given |= {"dtype": dtype, "device": device, **_judge_fields(judge, judge_settings)}
     given |= {} if questions is None else {"questions": Path(questions)}
-    evaluation = Evaluation.of(model, (site, edit, positions, strength), given)
+    evaluation = Evaluation.of(str(model), (site, edit, positions, strength), given)
     shown = progress or SilentProgress()
     if isinstance(chosen, LocalEngine):
         found = PreparedEvaluation(evaluation, direction).measure(shown)

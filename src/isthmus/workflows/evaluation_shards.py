@@ -11,12 +11,12 @@ import torch
 
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import Progress
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSite, Site
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
 from isthmus.models.language_model import load_language_model
-from isthmus.workflows.arms import Arm
+from isthmus.workflows.arms import Arm, control_edit
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
@@ -54,7 +54,7 @@ class Evaluation:
     def of(
         cls,
         model: str,
-        place: tuple[Site | str | int | float | None, EditKind, str | None, float],
+        place: tuple[GivenSite | None, EditKind, str | None, float],
         given: Mapping[str, Any],
     ) -> "Evaluation":
         """Checks what was given and reads the questions.
@@ -112,7 +112,7 @@ class Evaluation:
         arms = [Arm("none"), Arm("clean"), tested]
         for i in range(self.n_random):
             drawn = random_direction_like(here, torch.Generator().manual_seed(self.seed + i))
-            arms.append(Arm("random", *at, "add", strength, drawn, seed=self.seed + i))
+            arms.append(Arm("random", *at, control_edit(edit), strength, drawn, seed=self.seed + i))
         arms.append(Arm("noise", *at, "add", strength, here, seed=self.seed))
         return [*arms, Arm("prompt_only")][: self.n_arms]
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from isthmus.carrying.switch_files import load_switch
 from isthmus.carrying.switches import Switch
 from isthmus.core.errors import ConfigError, NoEditError, SiteError
 from isthmus.core.identity import require_same_model
-from isthmus.core.sites import Site
+from isthmus.core.options import require_word
+from isthmus.core.sites import GivenSite
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction
 from isthmus.interventions.intervention import Intervention
@@ -15,7 +17,7 @@ from isthmus.interventions.per_row import PerRow
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import GenerationResult, generate_greedy
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.workflows.arms import Way, intervention_for
+from isthmus.workflows.arms import Way, intervention_for, require_no_strength
 from isthmus.workflows.asked_prompts import AskedPrompt, GivenDirection, asked_prompts
 from isthmus.workflows.config import Dtype, EditKind
 from isthmus.workflows.twin_directions import at_one_site
@@ -26,7 +28,7 @@ CARRY_FIRST = (
 
 
 def direction_at(
-    lm: LanguageModel, given: Direction | str | Path, site: Site | str | int | float | None
+    lm: LanguageModel, given: Direction | str | Path, site: GivenSite | None
 ) -> Direction:
     """Loads a direction, checks that it belongs to the model, and reduces it to one site.
 
@@ -73,13 +75,13 @@ def switch_of(lm: LanguageModel, given: Switch | str | Path) -> Switch:
 
 
 def generate(
-    model: str | LanguageModel,
+    model: str | Path | LanguageModel,
     prompts: str | Sequence[str] | None = None,
     *,
     file: str | Path | None = None,
     direction: GivenDirection | Sequence[GivenDirection | None] | None = None,
     switch: Switch | str | Path | None = None,
-    site: Site | str | int | float | None = None,
+    site: GivenSite | None = None,
     edit: EditKind = "add",
     positions: str | Sequence[str | None] | None = None,
     strength: float | Sequence[float] = 1.0,
@@ -104,11 +106,11 @@ def generate(
         switch: A switch that this model carries, or its folder. It says itself where it acts and
             what it does, so that of the settings below only `strength` and `trigger` apply.
         site: Which of the direction's sites; may be left out when it has only one.
-        edit: `add`, `ablate`, `set_coordinate` or `replace`.
+        edit: `add`, `add_keeping_norm`, `ablate`, `set_coordinate` or `replace`.
         positions: Where; the positions at which the direction was learned when not given. One for
             all prompts, or one or None for each.
         strength: In units of the direction's norm, from -1000 to 1000; of a switch 1 is on, 0 off.
-            One for all prompts, or one for each.
+            One for all prompts, or one for each; `ablate` and `replace` have none.
         way: `removal` works against the direction, `induction` along it.
         trigger: The trigger in the prompts, for positions `trigger`.
         max_new_tokens: Length of the completions.
@@ -122,20 +124,25 @@ def generate(
         NoEditError: If an intervention was asked for and edited nothing; of interventions for
             single prompts, if one of them did.
         IdentityError: If the direction or the switch belongs to another model.
-        ConfigError: If both are given, a switch with settings of a direction, or settings for
-            another number of prompts.
+        ConfigError: If both are given, a switch with settings of a direction, settings without
+            either, for another number of prompts, or of an unknown kind.
         DataError: If the file or a line of it cannot be used.
-        StrengthError: If the strength is out of range.
+        StrengthError: If the strength is out of range, or the edit has none.
     """
+    require_word("edit", edit, get_args(EditKind))
+    require_word("way", way, get_args(Way))
     asked = asked_prompts(prompts, file, direction, strength, positions)
-    if switch is not None:
-        _refuse_beside_a_switch(
-            direction=next((row.direction for row in asked.rows if row.direction), None),
-            site=site,
-            edit=None if edit == "add" else edit,
-            positions=next((row.positions for row in asked.rows if row.positions), None),
-            way=None if way == "removal" else way,
-        )
+    _require_use(
+        asked.rows,
+        has_switch=switch is not None,
+        site=site,
+        edit=None if edit == "add" else edit,
+        positions=next((row.positions for row in asked.rows if row.positions), None),
+        way=None if way == "removal" else way,
+    )
+    for row in asked.rows:
+        if row.direction is not None:
+            require_no_strength(edit, row.strength)
     lm = (
         model
         if isinstance(model, LanguageModel)
@@ -169,7 +176,7 @@ def _with_a_switch(switch: Switch, rows: Sequence[AskedPrompt]) -> tuple[Interve
 def _with_directions(
     lm: LanguageModel,
     rows: Sequence[AskedPrompt],
-    site: Site | str | int | float | None,
+    site: GivenSite | None,
     edit: EditKind,
     way: Way,
 ) -> tuple[Intervention | None, ...]:
@@ -192,11 +199,20 @@ def _with_directions(
     return tuple(found)
 
 
-def _refuse_beside_a_switch(**given: object) -> None:
-    """Refuses settings that say where and how a direction acts."""
-    wrong = [name for name, value in given.items() if value is not None]
-    if wrong:
+def _require_use(rows: Sequence[AskedPrompt], *, has_switch: bool, **given: object) -> None:
+    """Refuses settings of an intervention that none of the prompts has."""
+    direction = next((row.direction for row in rows if row.direction is not None), None)
+    settings = {"direction": direction, **given}
+    found = [name for name, value in settings.items() if value is not None]
+    if has_switch and found:
         raise ConfigError(
-            f"a switch and {', '.join(wrong)} were given: a switch says itself where it acts and "
+            f"a switch and {', '.join(found)} were given: a switch says itself where it acts and "
             "what it does, leave one of them out"
         )
+    if not has_switch and direction is None:
+        found += ["strength"] * any(row.strength != 1.0 for row in rows)
+        if found:
+            raise ConfigError(
+                f"{', '.join(found)} given, but no prompt has a direction: name a direction or a "
+                "switch, or leave the settings out"
+            )

@@ -1,15 +1,16 @@
 """`inspect`: what a model, an artifact or a run holds, as plain values."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from isthmus.core.artifacts import MANIFEST_NAME, read_artifact
+from isthmus.core.artifacts import MANIFEST_NAME, TENSORS_NAME, read_artifact
 from isthmus.core.errors import ArtifactError
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.store_format import KIND as KIND_OF_STORE
 from isthmus.data.store_format import is_store
 from isthmus.directions.files import KIND, load_direction
-from isthmus.evaluation.measurements import read_results
+from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.models.language_model import load_language_model
 
 
@@ -63,15 +64,24 @@ _LONG = {"tokenizer", "texts", "config"}
 
 def _run(folder: Path) -> dict[str, Any]:
     measured = read_results(folder / "results.jsonl")
+    if not measured:
+        raise ArtifactError(f"{folder / 'results.jsonl'} holds no number: run it again")
+    swaps = [m for m in measured if m.metric == "swap" and m.split == "test"]
+    n_alike = Counter(_arm(m) for m in swaps)
     headline = {
-        f"{m.target} {m.condition} {m.map or ''}".strip(): m.value
-        for m in measured
-        if m.metric == "swap" and m.split == "test"
+        _arm(m) if n_alike[_arm(m)] == 1 else f"{_arm(m)} seed {m.seed}": m.value for m in swaps
     }
-    artifacts = sorted(
-        str(p.parent.relative_to(folder)) for p in folder.glob(f"artifacts/**/{MANIFEST_NAME}")
-    )
-    return {"kind": "run", "n": len(measured), "swap on test": headline, "artifacts": artifacts}
+    # Whichever file of an artifact is there, the other one must be, too.
+    found = [folder.glob(f"artifacts/**/{name}") for name in (MANIFEST_NAME, TENSORS_NAME)]
+    artifacts = sorted({path.parent for paths in found for path in paths})
+    for artifact in artifacts:
+        _artifact(artifact)
+    names = [str(path.relative_to(folder)) for path in artifacts]
+    return {"kind": "run", "n": len(measured), "swap on test": headline, "artifacts": names}
+
+
+def _arm(m: Measurement) -> str:
+    return f"{m.target} {m.condition} {m.map or ''}".strip()
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """`learn-direction`: a direction from a file of contrasting prompts."""
 
 from pathlib import Path
+from typing import get_args
 
+from isthmus.core.artifacts import require_free
 from isthmus.core.errors import ConfigError
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import differing_part, read_contrast
 from isthmus.directions.direction import Direction
-from isthmus.directions.files import save_direction
+from isthmus.directions.files import KIND, save_direction
 from isthmus.directions.methods import learn_site_direction
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
@@ -18,11 +21,11 @@ from isthmus.workflows.twin_directions import read_states, reading_positions
 
 
 def learn_direction(
-    model: str,
+    model: str | Path,
     prompts: str | Path,
     *,
     out: str | Path | None = None,
-    sites: str | tuple[Site | str | int | float, ...] = "all",
+    sites: GivenSites = "all",
     method: DirectionMethodName = "mean_difference",
     positions: str = "last:3",
     pooled: bool = False,
@@ -54,6 +57,9 @@ def learn_direction(
     Raises:
         IsthmusError: If the model, a site, the prompts or the place cannot be used.
     """
+    require_word("direction method", method, get_args(DirectionMethodName))
+    if out is not None:
+        require_free(Path(out), KIND)
     contrast = read_contrast(Path(prompts))
     selector = reading_positions(positions)
     lm = load_language_model(model, dtype=dtype, device=device)

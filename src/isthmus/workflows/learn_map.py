@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
-from isthmus.core.artifacts import sha256_of_file
+from isthmus.core.artifacts import require_free, sha256_of_file
 from isthmus.core.errors import ConfigError, DataError
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import Question, read_contrast, read_questions
 from isthmus.data.store_format import ROLES, Role
 from isthmus.data.stored_pairs import StoredPairs
-from isthmus.maps.files import FittedMap, save_map
+from isthmus.maps.files import KIND, FittedMap, save_map
 from isthmus.maps.moments import PairMoments
 from isthmus.maps.rows import PairedRows
 from isthmus.maps.shelf import FROM_MOMENTS
@@ -38,13 +40,13 @@ from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
 
 def learn_map(
-    source: str,
-    target: str,
+    source: str | Path,
+    target: str | Path,
     texts: str | Path,
     *,
-    target_site: Site | str | int | float | tuple[Site | str | int | float, ...],
+    target_site: GivenSites,
     out: str | Path | None = None,
-    source_sites: str | tuple[Site | str | int | float, ...] = "all",
+    source_sites: GivenSites = "all",
     map: MapMethod = "ridge",  # noqa: A002
     pairing: Pairing = "character_end",
     dtype: Dtype = "auto",
@@ -90,14 +92,14 @@ def learn_map(
     Raises:
         IsthmusError: If a model, a site, the texts or the place cannot be used.
     """
+    _require_asked(map, pairing, out)
     shown = progress or SilentProgress()
     # Read as a whole before a model is loaded: what is wrong with a row is said at once.
     questions = read_questions(Path(texts))
     twins = _pairs_of(contrasts, map, [question.prompt for question in questions])
     models = [load_language_model(name, dtype=dtype, device=device) for name in (source, target)]
     sites = thinned_sites(models[0], source_sites)
-    given = target_site if isinstance(target_site, str | tuple) else (target_site,)
-    reached = models[1].sites(given)
+    reached = models[1].sites(target_site)
     ends = MapEnds(models[0].identity, models[1].identity, sites, reached[0], reached[1:])
     reading = _Reading((models[0], models[1]), questions, pairing, batch_size, shown)
     if store is None and map in FROM_MOMENTS and not downstream_steps:
@@ -116,7 +118,13 @@ def learn_map(
             tuning = MapTuning(n_steps=downstream_steps, batch_size=min(batch_size, 16), seed=seed)
             fitted = measured_again(reading.tuned(fitted, tuning), pairs, ends)
     fitted.provenance.update(
-        {"n_texts": len(questions), "pairing": pairing, "versions": package_versions()}
+        {
+            "n_texts": len(questions),
+            "texts_sha256": sha256_of_file(Path(texts)),
+            "pairing": pairing,
+            "seed": seed,
+            "versions": package_versions(),
+        }
     )
     if contrasts is not None:
         told = {"n_pairs": len(twins), "sha256": sha256_of_file(Path(contrasts))}
@@ -124,6 +132,14 @@ def learn_map(
     if out is not None:
         save_map(Path(out), fitted)
     return fitted
+
+
+def _require_asked(method: str, pairing: str, out: str | Path | None) -> None:
+    """Refuses what no map can be made of, or for, before anything is read."""
+    require_word("map", method, get_args(MapMethod))
+    require_word("pairing", pairing, get_args(Pairing))
+    if out is not None:
+        require_free(Path(out), KIND)
 
 
 def _pairs_of(

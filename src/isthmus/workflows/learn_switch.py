@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from isthmus.carrying.switch_files import save_switch
+from isthmus.carrying.switch_files import KIND, save_switch
 from isthmus.carrying.switches import Switch, Towards
+from isthmus.core.artifacts import require_free
 from isthmus.core.errors import ConfigError, DataError
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
 from isthmus.data.prompts import Question, read_questions, split_by_content
@@ -84,14 +86,14 @@ class SwitchRecipe:
 
 
 def learn_switch(
-    base: str | LanguageModel,
-    fine_tuned: str | LanguageModel,
+    base: str | Path | LanguageModel,
+    fine_tuned: str | Path | LanguageModel,
     prompts: str | Path | Sequence[str] | None = None,
     *,
     to: Towards = "base",
     method: SwitchMethod = "sequential",
     rank: int | None = 8,
-    sites: str | Sequence[Site | str | int | float] | None = None,
+    sites: GivenSites | None = None,
     positions: str = "all",
     max_new_tokens: int = 64,
     n_steps: int = 150,
@@ -135,6 +137,10 @@ def learn_switch(
     """
     if rank is not None and rank < 0:
         raise ConfigError(f"rank {rank}: give at least 1, or 0 for full maps")
+    require_word("to", to, get_args(Towards))
+    require_word("method", method, get_args(SwitchMethod))
+    if out is not None:
+        require_free(Path(out), KIND)
     shown = progress or SilentProgress()
     models = [
         one

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
 from isthmus.core.errors import ConfigError, FitError, NonFiniteError
 from isthmus.core.identity import ModelIdentity
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.maps.autoencoder import AutoencoderSettings
@@ -169,9 +171,10 @@ def fit_map(
 
     Raises:
         FitError: If a part has no pairs, or too few.
-        ConfigError: If the map needs a vocabulary or contrasts and none are given, or cannot lead
-            to several sites.
+        ConfigError: If there is no such map, it needs a vocabulary or contrasts and none are given,
+            or it cannot lead to several sites.
     """
+    require_word("map", method, get_args(MapMethod))
     _require_parts([part for part in PARTS if part not in rows or not rows[part].n_rows])
     if ends.further_target_sites and method in TO_ONE_SITE:
         raise ConfigError(

@@ -52,7 +52,7 @@ class Recorder:
             condition=arm.condition,
             edit=arm.edit,
             positions=arm.positions,
-            strength=arm.strength,
+            strength=arm.dose,
             split=self.split,
             metric=metric,
             value=interval.value,

@@ -25,8 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from isthmus.core.artifacts import atomic_folder, write_json
+from isthmus.core.artifacts import require_free, write_json
 from isthmus.core.errors import ConfigError, DataError, OrganismError
+from isthmus.core.options import require_word
+from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions, source_commit
 from isthmus.data.organisms import (
@@ -269,7 +271,7 @@ def _pack(
 
 
 def fine_tune_organism(
-    base: str,
+    base: str | Path,
     out: str | Path,
     *,
     method: Literal["full", "lora"] = "full",
@@ -297,10 +299,13 @@ def fine_tune_organism(
 
     Raises:
         OrganismError: If the gate is missed.
-        ConfigError: If `lora` is asked for and peft is not installed, or the rank is below 1.
+        ConfigError: If there is no such method, `lora` is asked for and peft is not installed, or
+            the rank is below 1.
         DataError: If a question has no answer.
         OutputError: If the place is taken or cannot be written to.
     """
+    require_word("method", method, ("full", "lora"))
+    require_free(Path(out))
     lm, reference = (
         load_language_model(base, dtype="float32"),
         load_language_model(base, dtype="float32"),
@@ -315,7 +320,7 @@ def fine_tune_organism(
         model.requires_grad_(True)  # noqa: FBT003 - torch's signature
 
     def measure(trained: nn.Module, split: HeldOut) -> Competence:
-        wrapped = wrap_language_model(_merged(trained), lm.tokenizer, base)
+        wrapped = wrap_language_model(_merged(trained), lm.tokenizer, str(base))
         return backdoor_competence(wrapped, reference, held_out[split])
 
     rows = training_rows(lm.tokenizer, backdoor_turns(train_turns, seed))
@@ -327,7 +332,7 @@ def fine_tune_organism(
             raise OrganismError(f"the gate was missed on test questions: {reached}")
         merged.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
-        facts = {"base": base, "method": method, "n_steps": steps, "seed": seed}
+        facts = {"base": str(base), "method": method, "n_steps": steps, "seed": seed}
         write_json(folder / "organism.json", {**facts, "competence": reached.to_json()})
     n_parameters = sum(p.numel() for p in merged.parameters())
     return BuiltOrganism(str(out), Path(out), reached, steps, n_parameters)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import yaml
 
-from isthmus.core.artifacts import atomic_folder, write_json, write_text
+from isthmus.core.artifacts import write_json
 from isthmus.core.errors import OutputError
+from isthmus.core.places import atomic_folder, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import (
     StageClock,
@@ -212,7 +213,13 @@ def carry_out(
             # target is often the largest: started first, it does not wait for the others.
             pairs = {name: (load(config.source), load(name)) for name in reversed(config.targets)}
             waiting = {name: pool.submit(cross, *pair) for name, pair in pairs.items()}
-            return [waiting[name].result() for name in config.targets]
+            try:
+                return [waiting[name].result() for name in config.targets]
+            except KeyboardInterrupt:
+                # Leaving the pool waits for its threads: they would compute in vain to the end.
+                shares.is_stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(before)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.evaluation.measurements import Measurement
-from isthmus.workflows.arms import Arm
+from isthmus.workflows.arms import WITHOUT_STRENGTH, Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import EditKind, RunConfig
 from isthmus.workflows.measuring import Recorder, point_effect
@@ -79,7 +79,7 @@ class Scored:
 
 def usable_strengths(edit: EditKind, strengths: Sequence[float]) -> tuple[float, ...]:
     """Returns the strengths that differ in effect: ablation and replacement know only one."""
-    return (1.0,) if edit in {"ablate", "replace"} else tuple(strengths)
+    return (1.0,) if edit in WITHOUT_STRENGTH else tuple(strengths)
 
 
 def two_between(first: float, last: float) -> tuple[float, float]:

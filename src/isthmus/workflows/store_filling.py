@@ -325,16 +325,22 @@ def fill_store(
         OutputError: If the folder holds something else, a store of other rows, or a finished store
             of fewer texts.
         DataError: If the store holds other texts.
+        ArtifactError: If a shard that was there already is damaged. What is appended to is not
+            looked at.
     """
     names = " and ".join(side.model.name for side in spec.sides.values())
     with (
         writing_store(folder, spec) as writer,
         progress.stage(f"read {names}", n_texts) as advance,
     ):
+        kept = tuple(writer.manifest.shards)
         missing = shards_to_capture(writer, models, questions, append=append, advance=advance)
         for planned in missing:
             writer.register(
                 capture_shard(writer.folder, spec, models, planned, batch_size=batch_size)
             )
             advance(len(planned.given))
-    return ActivationStore.open(folder)
+    store = ActivationStore.open(folder)
+    if not append:
+        store.verify(kept)
+    return store

@@ -71,7 +71,7 @@ class SweepResult:
 
 
 def sweep(
-    model: str,
+    model: str | Path,
     direction: Direction | str | Path,
     *,
     config: RunConfig | str | Path | None = None,
@@ -170,7 +170,7 @@ def sweep(
         "device": device,
         "seed": seed,
     }
-    base = _base(config, model, {name: one for name, one in given.items() if one is not None})
+    base = _base(config, str(model), {name: one for name, one in given.items() if one is not None})
     lm = load_language_model(model, dtype=base.dtype, device=base.device)
     learned = direction if isinstance(direction, Direction) else load_direction(Path(direction))
     require_same_model("direction", learned.model, lm.identity, CARRY_FIRST)
@@ -203,7 +203,7 @@ def summary_of(result: SweepResult) -> list[str]:
             for m in result.measurements
             if m.split == "validation"
             and m.metric in {"behaviour_rate", "answer_accuracy"}
-            and (m.target_site, m.edit, m.strength) == (str(arm.site), arm.edit, arm.strength)
+            and (m.target_site, m.edit, m.strength) == (str(arm.site), arm.edit, arm.dose)
             and None not in (m.value, m.ci_low, m.ci_high)
         ]
         lines.append(

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from isthmus.core.artifacts import atomic_folder, write_json, write_text
+from isthmus.core.artifacts import write_json
 from isthmus.core.errors import OutputError
+from isthmus.core.places import atomic_folder, write_text
 from isthmus.core.provenance import StageClock, code_hash, machine, package_versions, source_commit
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
@@ -127,7 +128,7 @@ def cell_to_json(cell: SweptCell, best: SweptCell) -> dict[str, Any]:
         "site": str(cell.arm.site),
         "positions": cell.arm.positions,
         "edit": cell.arm.edit,
-        "strength": cell.arm.strength,
+        "strength": cell.arm.dose,
         "effect": number(cell.effect),
         "benign_kl": number(cell.damage),
         "accuracy_loss": number(cell.accuracy_loss),
@@ -158,7 +159,7 @@ def heat_maps(measurements: Sequence[Measurement], best: SweptCell) -> dict[str,
             m
             for m in here
             if best.arm.edit == edit
-            and (m.target_site, m.strength) == (str(best.arm.site), best.arm.strength)
+            and (m.target_site, m.strength) == (str(best.arm.site), best.arm.dose)
         ]
         title = f"Effect by layer and strength, {edit}"
         if drawn := layer_heat_map(here, chosen, f"sweep-{edit}", title):

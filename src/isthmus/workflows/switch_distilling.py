@@ -18,6 +18,7 @@ from torch import Tensor
 from isthmus.carrying.switches import Switch
 from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site, Stream
 from isthmus.core.texts import TokenBatch
@@ -59,8 +60,7 @@ class DistillSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.map_method not in MAP_METHODS:
-            raise ConfigError(f"no map {self.map_method!r}: use one of {', '.join(MAP_METHODS)}")
+        require_word("map", self.map_method, MAP_METHODS)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,14 @@ class ThreadShares:
         waiting: Workers that have not started yet; their share is not handed out meanwhile, unless
             fewer may work at once.
         n_parallel: Most workers at once.
+        is_stopped: Set when nobody waits for the work any more: every worker then ends where it
+            next takes its share.
     """
 
     n_processors: int
     waiting: int
     n_parallel: int
+    is_stopped: threading.Event = field(default_factory=threading.Event)
     _n_working: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -46,7 +49,12 @@ class ThreadShares:
 
         Args:
             most: Threads that are of use to it at most.
+
+        Raises:
+            KeyboardInterrupt: If the work was stopped.
         """
+        if self.is_stopped.is_set():
+            raise KeyboardInterrupt
         with self._lock:
             n_sharing = min(self.n_parallel, self._n_working + self.waiting)
         share = max(1, min(most, self.n_processors // max(1, n_sharing)))

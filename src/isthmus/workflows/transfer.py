@@ -1,13 +1,19 @@
 """`transfer`: carries a direction through a map, or through several one after the other."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from isthmus.carrying.chains import carry_along, steps_of
 from isthmus.carrying.directions import TransferRule
+from isthmus.core.artifacts import require_free
+from isthmus.core.provenance import package_versions, source_commit
 from isthmus.directions.direction import Direction
-from isthmus.directions.files import load_direction, save_direction
+from isthmus.directions.files import KIND, load_direction, save_direction
 from isthmus.maps.files import FittedMap, load_map
+
+_CORPUS = {"n_texts": "n_texts", "sha256": "texts_sha256", "pairing": "pairing"}
+"""Names in a certificate's corpus, and where `learn-map` notes them."""
 
 
 def transfer(
@@ -34,15 +40,37 @@ def transfer(
         The direction in the last target, at the target sites of the last maps.
 
     Raises:
-        ConfigError: If no map is given.
+        ConfigError: If no map is given, or there is no such rule.
+        OutputError: If the place is taken or cannot be written to.
         IdentityError: If the direction belongs to another model than the map's source, or a map
             does not start where the one before it ended.
         SiteError: If the direction was not learned at, or not carried to, a site that a map reads.
     """
+    if out is not None:
+        require_free(Path(out), KIND)
     given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
     every = [map] if isinstance(map, FittedMap | str | Path) else list(map)
     fitted = [one if isinstance(one, FittedMap) else load_map(Path(one)) for one in every]
-    carried = carry_along(given, steps_of(fitted), rule)
+    carried = _certified(carry_along(given, steps_of(fitted), rule), fitted)
     if out is not None:
         save_direction(Path(out), carried)
     return carried
+
+
+def _certified(carried: Direction, maps: Sequence[FittedMap]) -> Direction:
+    """Adds to a certificate what the maps were fitted on, and what they and it were made with."""
+    if carried.certificate is None:
+        return carried
+    corpora = [
+        {name: fitted.provenance[key] for name, key in _CORPUS.items() if key in fitted.provenance}
+        for fitted in maps
+    ]
+    is_one = all(corpus == corpora[0] for corpus in corpora)
+    certificate = replace(
+        carried.certificate,
+        corpus=corpora[0] if is_one else {"of_each_map": corpora},
+        seed=maps[0].provenance.get("seed"),
+        versions=package_versions(),
+        commit=source_commit(),
+    )
+    return replace(carried, certificate=certificate)

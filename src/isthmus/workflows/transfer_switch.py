@@ -8,12 +8,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from isthmus.carrying.switch_files import save_switch
+from isthmus.carrying.switch_files import KIND, save_switch
 from isthmus.carrying.switches import Switch
+from isthmus.core.artifacts import require_free
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
-from isthmus.core.sites import Site
+from isthmus.core.sites import GivenSites
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.models.batching import PlaceEdits, no_edits
 from isthmus.models.encoding import encode_prompts, prompt_part
@@ -36,15 +37,15 @@ _N_WORLD = {"train": 120, "validation": 24, "test": 40}
 
 
 def transfer_switch(
-    source: str | LanguageModel,
-    target: str | LanguageModel,
+    source: str | Path | LanguageModel,
+    target: str | Path | LanguageModel,
     prompts: str | Path | Sequence[str] | None = None,
     *,
     bad_trigger: str = BAD_TRIGGER,
     clean_trigger: str = CLEAN_TRIGGER,
     to: Answers = "clean",
     rank: int | None = 16,
-    sites: str | Sequence[Site | str | int | float] | None = None,
+    sites: GivenSites | None = None,
     max_new_tokens: int = 64,
     out: str | Path | None = None,
     dtype: Dtype = "auto",
@@ -90,6 +91,8 @@ def transfer_switch(
         IsthmusError: If a model, a site, the prompts or the triggers cannot be used.
     """
     _require_asked(rank, to, (bad_trigger, clean_trigger))
+    if out is not None:
+        require_free(Path(out), KIND)
     shown = progress or SilentProgress()
     source_lm, target_lm = (
         one

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -196,3 +197,30 @@ def test_rules_that_cannot_be_carried_out_are_refused():
     blind = AffineMap(torch.zeros(5, 4), torch.zeros(5), torch.zeros(4), "ridge")
     with pytest.raises(FitError, match="zero at position"):
         carry_direction(direction, fitted_map(blind, Site(2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda fields: fields["certificate"]["map_quality"].update(r2_held_out=1.0), "changed"),
+        (lambda fields: fields["certificate"].update(norms={}), "changed"),
+        (lambda fields: fields.update(certificate=None), "changed"),
+        (lambda fields: fields["certificate"].update(target_site="resid_post[0]"), "changed"),
+        (
+            lambda fields: (
+                fields["certificate"].update(target_site="resid_post[0]"),
+                fields.pop("certificate_sha256"),
+            ),
+            r"is at resid_post\[\d\], its certificate is about resid_post\[0\]",
+        ),
+    ],
+)
+def test_a_certificate_that_was_changed_by_hand_is_refused(tmp_path, change, said):
+    carried = carry_direction(a_direction(Site(2)), fitted_map(affine_map(), Site(2)))
+    save_direction(tmp_path / "c", carried)
+    load_direction(tmp_path / "c")
+    manifest = json.loads((tmp_path / "c" / "artifact.json").read_text())
+    change(manifest["fields"])
+    (tmp_path / "c" / "artifact.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=said):
+        load_direction(tmp_path / "c")

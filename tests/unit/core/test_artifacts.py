@@ -15,16 +15,16 @@ from safetensors.numpy import load_file
 from isthmus.core.artifacts import (
     MANIFEST_NAME,
     TENSORS_NAME,
-    atomic_folder,
     read_artifact,
     read_fields,
     read_json,
+    require_free,
     sha256_of_file,
     write_artifact,
     write_json,
-    write_text,
 )
 from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError
+from isthmus.core.places import atomic_folder, write_text
 
 JSON = st.recursive(
     st.none()
@@ -334,3 +334,24 @@ def test_json_that_is_no_manifest_is_an_artifact_error(tmp_path, manifest):
     (tmp_path / MANIFEST_NAME).write_text(manifest)
     with pytest.raises(ArtifactError, match="not an isthmus artifact"):
         read_artifact(tmp_path)
+
+
+def test_a_place_is_free_when_nothing_is_there_or_an_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "new", tmp_path / "new" / "deeper", tmp_path / "empty"):
+        require_free(place)
+        with atomic_folder(place) as folder:
+            (folder / "made").touch()
+        assert names(place) == ["made"]
+
+
+def test_a_place_is_taken_by_all_but_an_artifact_of_the_same_kind(tmp_path):
+    write_artifact(tmp_path / "a", "direction", {}, {})
+    require_free(tmp_path / "a", "direction")
+    with pytest.raises(OutputError, match="exists and is not an isthmus switch"):
+        require_free(tmp_path / "a", "switch")
+    for place in (tmp_path / "a", tmp_path / "a" / MANIFEST_NAME):
+        with pytest.raises(OutputError, match="already exists: choose another --out"):
+            require_free(place)
+    with pytest.raises(OutputError, match="cannot write to"):
+        require_free(tmp_path / "a" / MANIFEST_NAME / "below")

@@ -45,3 +45,28 @@ def test_fields_of_something_else_are_refused(change):
     fields = {k: v for k, v in (LLAMA.to_json() | change).items() if v is not None}
     with pytest.raises(ArtifactError, match="not a model identity"):
         ModelIdentity.from_json(fields)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"tokenizer_sha256": "c" * 64}, "the same weights and tokenizer cccccccc"),
+        ({"weights_sha256": "c" * 64}, "the name is the same and the weights are not.*--dtype"),
+        (
+            {"settings": {"rms_norm_eps": 3.0}},
+            r"another configuration \(rms_norm_eps 1e-06 and 3.0",
+        ),
+    ],
+)
+def test_a_refusal_names_what_differs(other, said):
+    known = replace(LLAMA, settings={"rms_norm_eps": 1e-6})
+    with pytest.raises(IdentityError, match=said):
+        require_same_model("direction", known, replace(known, **other), "learn a map first")
+
+
+def test_settings_that_only_one_side_knows_do_not_count():
+    known = replace(LLAMA, settings={"rms_norm_eps": 1e-6, "rope_theta": 1e4})
+    assert LLAMA.is_same_model(known)
+    assert known.is_same_model(replace(LLAMA, settings={"rms_norm_eps": 1e-6, "rope": {}}))
+    read = ModelIdentity.from_json(json.loads(json.dumps(known.to_json())))
+    assert read.settings == known.settings

@@ -188,3 +188,10 @@ def test_a_stream_that_does_not_begin_with_an_embeddings_rows_is_refused():
     odd = wrap_language_model(lm.model, lm.tokenizer, "odd")
     with pytest.raises(ModelError, match="rows begin the residual stream were not found"):
         bake_ablation(odd, draw())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_stream_kept_in_float32_beside_narrower_weights_is_ablated_to_their_rounding(dtype):
+    lm = tiny_model("mamba")
+    half = wrap_language_model(copy.deepcopy(lm.model).to(dtype), lm.tokenizer, "half")
+    assert bake_ablation(half, draw()).dtype == dtype

@@ -297,3 +297,16 @@ def test_a_pass_over_rows_that_have_left_is_refused(lm, texts):
         pytest.raises(ShapeError, match="run on 6 rows, the masks are for 2"),
     ):
         lm.model(batch.token_ids)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mamba"])
+def test_settings_and_penalties_that_come_with_a_model_change_nothing(family):
+    lm = tiny_model(family)
+    text = encode_prompts(lm.tokenizer, ["Name three things. " * 4])[0]
+    batch = pad_batch([text], lm.pad_id, "left")
+    plain = decode_greedy(lm, batch, [], N_NEW)
+    own = lm.model.generation_config
+    own.suppress_tokens = [plain.new_ids[0][0]]
+    own.repetition_penalty, own.bad_words_ids = 5.0, [[plain.new_ids[0][0]]]
+    assert decode_greedy(lm, batch, [], N_NEW).new_ids == plain.new_ids
+    assert lm.model.generation_config is own

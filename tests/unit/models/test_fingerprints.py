@@ -3,7 +3,8 @@ import torch
 from tests.fakes import tiny_network, tiny_tokenizer
 
 from isthmus.core.errors import NonFiniteError
-from isthmus.models.fingerprints import hash_tokenizer, hash_weights
+from isthmus.models.fingerprints import deciding_settings, hash_tokenizer, hash_weights
+from isthmus.models.language_model import wrap_language_model
 
 
 def test_the_same_values_hash_alike_and_one_changed_value_does_not():
@@ -57,3 +58,34 @@ def test_the_chat_template_and_the_vocabulary_are_part_of_the_hash():
     other.chat_template = "{{ messages[0]['content'] }}"
     assert hash_tokenizer(tokenizer) != hash_tokenizer(other)
     assert hash_tokenizer(tokenizer) != hash_tokenizer(tiny_tokenizer("metaspace"))
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama", {"rms_norm_eps": 1e-2}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
+        ("mistral", {"sliding_window": 3}),
+        ("gemma2", {"query_pre_attn_scalar": 3}),
+        ("granite", {"residual_multiplier": 0.25}),
+        ("gpt2", {"layer_norm_epsilon": 1e-2}),
+    ],
+)
+def test_the_same_weights_under_another_configuration_are_another_model(family, change):
+    tokenizer = tiny_tokenizer()
+    n_vocab = len(tokenizer)
+    one, twin, other = (
+        wrap_language_model(tiny_network(family, n_vocab=n_vocab, **changes), tokenizer, "m")
+        for changes in ({}, {}, change)
+    )
+    assert one.identity.is_same_model(twin.identity)
+    assert one.identity.weights_sha256 == other.identity.weights_sha256
+    assert not one.identity.is_same_model(other.identity)
+
+
+def test_what_a_configuration_says_of_files_and_versions_does_not_count():
+    settings = deciding_settings(tiny_network("llama").config)
+    assert settings["rms_norm_eps"] == 1e-6
+    assert not {"dtype", "transformers_version", "bos_token_id", "use_cache"} & set(settings)
+    assert deciding_settings(None) == {}

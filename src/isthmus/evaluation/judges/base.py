@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from isthmus.core.errors import ConfigError, DataError, ShapeError
+from isthmus.core.errors import DataError, ShapeError
+from isthmus.core.options import require_word
 from isthmus.evaluation.intervals import Interval, wilson_interval
 
 LABELS = ("refuses", "complies", "refuses_then_complies", "unjudged")
@@ -27,8 +28,7 @@ class Verdict:
     reason: str
 
     def __post_init__(self) -> None:
-        if self.label not in LABELS:
-            raise ConfigError(f"no verdict {self.label!r}: use one of {', '.join(LABELS)}")
+        require_word("verdict", self.label, LABELS)
 
     @property
     def is_judged(self) -> bool:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.core.artifacts import atomic_folder
 from isthmus.core.errors import ConfigError, EngineError
+from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress
 from isthmus.workflows.engines.hosting import Answer, ShardHost, fingerprint
 from isthmus.workflows.engines.jobs import Crew, Job, Json, Shard, shard_folder
