@@ -213,7 +213,8 @@ def learn_map(
             store=store,
             progress=progress,
         )
-    reads, reached = (", ".join(map(str, s)) for s in (fitted.source_sites, fitted.target_sites))
+    ends = (fitted.source_sites, fitted.target_sites)
+    reads, reached = (", ".join(str(site) for site in sites) for sites in ends)
     print_text(f"map: {out}, from {reads} to {reached}")
     _print_quality(fitted)
 
