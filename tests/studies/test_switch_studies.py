@@ -35,7 +35,9 @@ from isthmus.tasks import task_named
 Pair = tuple[LanguageModel, LanguageModel]
 SIZES = SwitchStudySizes(
     n_train=4,
+    n_trained=5,
     n_validation=3,
+    n_selection=2,
     n_test=4,
     ranks=(2,),
     trained=(("trigger", 0), ("ends", 1)),

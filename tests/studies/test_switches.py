@@ -185,6 +185,32 @@ def test_training_moves_texts_on_which_both_agree_less_when_they_weigh_more(pair
     assert after[1] < after[0]
 
 
+def test_training_moves_sure_answers_further_when_near_ties_weigh_less(pair: Pair, texts):
+    least = torch.stack(
+        [
+            logprobs.gather(1, torch.tensor(text.token_ids[text.n_prompt :])[:, None]).min().exp()
+            for logprobs, text in zip(answer_logprobs(pair[0], texts[0]), texts[0], strict=True)
+        ]
+    )
+    is_sure = least >= least.median()
+    start = learned(pair, texts, rank=1).edits
+    after = []
+    for weight in (1.0, 0.02):
+        settings = TrainingSettings(
+            n_steps=12,
+            batch_size=8,
+            quiet_below=0.0,
+            unsure_weight=weight,
+            unsure_below=float(least.median()),
+        )
+        models, where = (pair[1], pair[0]), parse_positions("all")
+        both = (texts[0], texts[0])
+        trained = train_edits(models, both, start, where, settings, SilentProgress())
+        values = divergences(*models, texts[0], trained, where)
+        after.append(float(values[is_sure].mean()))
+    assert after[1] < after[0]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "gemma2"])
 def test_a_reading_that_starts_where_the_last_one_ended_fits_the_same_switch(
     family: str, monkeypatch: pytest.MonkeyPatch

@@ -360,8 +360,13 @@ class InterruptsAt(SilentProgress):
 
 def test_ctrl_c_ends_a_run_before_its_crossings_are_done(two_targets: list[str], tmp_path: Path):
     progress = InterruptsAt("fit a ridge map per layer")
-    with pytest.raises(KeyboardInterrupt):
-        run(brief_config(*two_targets), out=tmp_path / "runs" / "one", progress=progress)
+    # What other tests start, such as Ray, may have put a handler of its own there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(brief_config(*two_targets), out=tmp_path / "runs" / "one", progress=progress)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert progress.name in progress.seen
     assert "test" not in progress.seen
     assert names_in(tmp_path / "runs") == set()

@@ -193,13 +193,14 @@ def test_evaluate_tells_a_carried_direction_from_random_ones(artifacts: Path, tm
         TARGET, artifacts / "transferred-ridge", out=tmp_path / "run", n_test=12, n_random=2
     )
     swaps = {m.condition: m.value or 0.0 for m in found if m.metric == "swap"}
-    assert swaps["transferred"] > 2 * max(swaps["random"], swaps["noise"])
+    assert swaps["transferred"] > 2 * max(swaps["random"], swaps["noise"], swaps["mean_ablation"])
     assert {m.condition for m in found} == {
         "none",
         "clean",
         "transferred",
         "random",
         "noise",
+        "mean_ablation",
         "prompt_only",
     }
     assert {m.map for m in found if m.condition == "transferred"} == {"ridge"}
@@ -301,3 +302,13 @@ def test_report_needs_a_run(tmp_path: Path):
     with pytest.raises(ArtifactError, match="run the evaluation first"):
         isthmus.report(tmp_path)
     assert names_in(tmp_path) == set()
+
+
+def test_evaluate_of_an_ablation_ablates_random_directions_and_has_no_strength(artifacts: Path):
+    found = isthmus.evaluate(
+        TARGET, artifacts / "native-direction", edit="ablate", n_test=6, n_random=2
+    )
+    edits = {m.condition: (m.edit, m.strength) for m in found if m.metric == "recovery"}
+    assert edits["native"] == edits["random"] == ("ablate", None)
+    assert edits["noise"] == ("add", 1.0)
+    assert edits["mean_ablation"] == ("replace", None)

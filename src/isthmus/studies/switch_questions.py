@@ -30,7 +30,11 @@ class SwitchStudySizes:
 
     Attributes:
         n_train: Questions that switches are fitted on; each comes with both triggers and none.
-        n_validation: Questions that choose.
+        n_trained: The same of switches that are trained by gradient.
+        n_validation: Questions that choose among trained switches; a share of one in a hundred is
+            not seen on few.
+        n_selection: Questions that choose within one: ridge strengths, steps of training; and
+            among switches in closed form.
         n_test: Questions that measure.
         ranks: Ranks of closed-form switches; none are fitted when there is no rank.
         trained: Places and ranks of switches that are trained, too; rank 0 is a vector.
@@ -40,17 +44,17 @@ class SwitchStudySizes:
     """
 
     n_train: int = 150
-    n_validation: int = 40
+    n_trained: int = 600
+    n_validation: int = 400
+    n_selection: int = 80
     n_test: int = 160
     ranks: tuple[int, ...] = (4, 16)
     trained: tuple[tuple[Where, int], ...] = (
         ("trigger", 0),
-        ("embeddings", 1),
-        ("embeddings", 4),
+        ("ends", 2),
         ("ends", 4),
-        ("all", 16),
     )
-    n_steps: int = 200
+    n_steps: int = 600
     max_new_tokens: int = 48
     alternatives: tuple[str, ...] = ("direct_patch", "weights_of", "lora")
 

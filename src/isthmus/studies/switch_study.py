@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from isthmus.carrying.switches import Towards
@@ -17,7 +17,7 @@ from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.result import StudyResult
 from isthmus.studies.switch_arms import SwitchMaker, closed_form_arms, trained_arms, weight_arms
 from isthmus.studies.switch_figures import switch_figures
-from isthmus.studies.switch_measuring import SwitchArm
+from isthmus.studies.switch_measuring import SwitchArm, SwitchBench
 from isthmus.studies.switch_questions import (
     MARKER,
     Families,
@@ -160,23 +160,30 @@ def compare_switches(
     """
     carrier, imitated = models if ask.to == "fine_tuned" else models[::-1]
     sizes = ask.sizes
-    counts = {"validation": sizes.n_validation, "test": sizes.n_test}
-    asked = {split: ask.families(split, n) for split, n in counts.items()}
-    train, selection = (
+    few = ask.families("validation", min(sizes.n_selection, sizes.n_validation))
+    train, train_more, selection = (
         family_texts(imitated, families, sizes.max_new_tokens)
-        for families in (ask.families("train", sizes.n_train), asked["validation"])
+        for families in (
+            ask.families("train", sizes.n_train),
+            ask.families("train", sizes.n_trained),
+            few,
+        )
     )
-    benches = {
-        split: SwitchBenchSettings(
+
+    def bench(split: str, families: Families) -> SwitchBench:
+        settings = SwitchBenchSettings(
             ask.task, split, sizes.max_new_tokens, ask.seed, ask.completed, ask.marker
-        ).bench((carrier, imitated), families)
-        for split, families in asked.items()
-    }
+        )
+        return settings.bench((carrier, imitated), families)
+
     maker = SwitchMaker(models, ask.to, (train, selection), sizes.n_steps, ask.seed, progress)
     closed, notes = (
-        closed_form_arms(maker, sizes.ranks, benches["validation"]) if sizes.ranks else ([], [])
+        closed_form_arms(maker, sizes.ranks, bench("validation", few)) if sizes.ranks else ([], [])
     )
-    trained = trained_arms(maker, sizes.trained, benches["validation"])
+    trainer = replace(maker, texts=(train_more, selection))
+    validation = bench("validation", ask.families("validation", sizes.n_validation))
+    trained = trained_arms(trainer, sizes.trained, validation)
+    test = bench("test", ask.families("test", sizes.n_test))
     everything = [
         SwitchArm("none", "none", carrier),
         SwitchArm("clean", "imitated", imitated),
@@ -187,6 +194,6 @@ def compare_switches(
     rows = list(trained.measured)
     with progress.stage(f"measure {ask.task}", len(everything)) as advance:
         for arm in everything:
-            rows += benches["test"].measure(arm)
+            rows += test.measure(arm)
             advance(1)
     return rows, [*notes, *trained.notes]

@@ -84,7 +84,7 @@ class Evaluation:
     @property
     def n_arms(self) -> int:
         """How many conditions are measured."""
-        return 4 + self.n_random + all(twin.overridden for twin in self.splits.test)
+        return 5 + self.n_random + all(twin.overridden for twin in self.splits.test)
 
     def arms(self, here: Direction) -> list[Arm]:
         """Makes every condition.
@@ -114,6 +114,11 @@ class Evaluation:
             drawn = random_direction_like(here, torch.Generator().manual_seed(self.seed + i))
             arms.append(Arm("random", *at, control_edit(edit), strength, drawn, seed=self.seed + i))
         arms.append(Arm("noise", *at, "add", strength, here, seed=self.seed))
+        # Of an evaluation these are all the states of this model that are at hand.
+        states = here.at(here.sites[0])
+        mean = (states.positive_mean + states.negative_mean).mean(0, keepdim=True) / 2
+        means = {here.sites[0]: mean}
+        arms.append(Arm("mean_ablation", *at, "replace", 1.0, seed=self.seed, mean=means))
         return [*arms, Arm("prompt_only")][: self.n_arms]
 
     def to_json(self) -> Json:

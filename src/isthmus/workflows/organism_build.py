@@ -299,8 +299,7 @@ def fine_tune_organism(
 
     Raises:
         OrganismError: If the gate is missed.
-        ConfigError: If there is no such method, `lora` is asked for and peft is not installed, or
-            the rank is below 1.
+        ConfigError: If there is no such method, peft is missing for `lora`, or the rank is below 1.
         DataError: If a question has no answer.
         OutputError: If the place is taken or cannot be written to.
     """

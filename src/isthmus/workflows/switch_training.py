@@ -2,7 +2,8 @@
 
 1. The loss is KL(imitated ‖ carrier with the switch) at the answers' tokens, in nats per token, the
    mean over texts. Texts on which both models agree without a switch weigh more: what is right
-   already is easily spoilt by what is not.
+   already is easily spoilt by what is not. Those whose answer hangs on a near tie weigh less: no
+   small switch repeats them to the letter, and their distributions differ most.
 2. Gradients reach the edits through the frozen carrier; Adam, a short warm-up, a cosine decay.
 3. Every quarter of the steps the edits are measured on validation texts; the best are kept, those
    that training started from included.
@@ -43,6 +44,8 @@ class TrainingSettings:
         n_warmup: Steps until it is reached.
         quiet_weight: Weight of texts on which both models agree without a switch; others have 1.
         quiet_below: How little they diverge there, in nats per token.
+        unsure_weight: Weight of the others of whose answers the imitated model is unsure.
+        unsure_below: How unlikely it finds the least likely token of an answer then.
         seed: Order of the texts.
     """
 
@@ -50,8 +53,10 @@ class TrainingSettings:
     batch_size: int = 16
     learning_rate: float = 6e-3
     n_warmup: int = 15
-    quiet_weight: float = 2.0
+    quiet_weight: float = 4.0
     quiet_below: float = 0.05
+    unsure_weight: float = 0.25
+    unsure_below: float = 0.6
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -201,9 +206,22 @@ def _weights(
     positions: PositionSelector,
     settings: TrainingSettings,
 ) -> Float[Tensor, " text"]:
-    """Returns what every text counts for: more where there is nothing to switch."""
+    """Returns what every text counts for: more where there is nothing to switch, less near ties."""
     is_quiet = divergences(*models, texts, {}, positions) < settings.quiet_below
-    return torch.where(is_quiet, settings.quiet_weight, 1.0)
+    is_unsure = _least_likely(models[1], texts) < settings.unsure_below
+    loud = torch.where(is_unsure, settings.unsure_weight, 1.0)
+    return torch.where(is_quiet, settings.quiet_weight, loud)
+
+
+def _least_likely(lm: LanguageModel, texts: Sequence[EncodedText]) -> Float[Tensor, " text"]:
+    """Returns the probability of the least likely token of every text's answer."""
+    least = []
+    for start in range(0, len(texts), _CHUNK):
+        part = texts[start : start + _CHUNK]
+        for logprobs, text in zip(answer_logprobs(lm, part), part, strict=True):
+            said = torch.tensor(text.token_ids[text.n_prompt :], device=logprobs.device)
+            least.append(logprobs.gather(1, said[:, None]).min().exp())
+    return torch.stack(least)
 
 
 def _choices(n_texts: int, settings: TrainingSettings) -> Iterator[list[int]]:
