@@ -45,7 +45,7 @@ def learn_switch(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of the answers that it is fitted on.")
     ] = 64,
-    n_steps: Annotated[int, typer.Option(min=1, help="Steps of method trained.")] = 150,
+    n_steps: Annotated[int, typer.Option(min=1, help="Steps of method trained.")] = 600,
     out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -21,7 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError, ShapeError
-from isthmus.core.places import atomic_folder, file_beside, is_taken, write_text, writing_to
+from isthmus.core.places import (
+    atomic_folder,
+    file_beside,
+    is_taken,
+    require_writable,
+    write_text,
+    writing_to,
+)
 
 FORMAT = 1
 MANIFEST_NAME = "artifact.json"
@@ -78,9 +85,7 @@ def require_free(path: Path, kind: str | None = None) -> None:
         if is_taken(path) and (kind is None or _kind_at(path) != kind):
             what = "already exists" if kind is None else f"exists and is not an isthmus {kind}"
             raise OutputError(f"{path} {what}: choose another --out or remove it first")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-            raise OutputError(f"cannot write to {path}: nothing can be written to {above}")
+    require_writable(path)
 
 
 @contextmanager
@@ -213,11 +218,10 @@ def write_artifact(
     with writing_to(path):
         if is_taken(path) and _kind_at(path) != kind:
             raise OutputError(f"{path} exists and is not an isthmus {kind}: choose another place")
-    with atomic_folder(path, replace=True) as folder:
+    with atomic_folder(path, replace=True, further=(SafetensorError,)) as folder:
         manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "fields": dict(fields)}
         if tensors:
-            with writing_to(path, (SafetensorError,)):
-                save_file(_in_own_memory(tensors), folder / TENSORS_NAME)
+            save_file(_in_own_memory(tensors), folder / TENSORS_NAME)
             # safetensors makes files that only their owner can read.
             (folder / TENSORS_NAME).chmod(0o644)
             manifest["tensors_sha256"] = sha256_of_file(folder / TENSORS_NAME)

@@ -1,6 +1,6 @@
 """Which model a direction, a map or a certificate belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,11 +42,7 @@ class ModelIdentity:
 
     def other_settings(self, other: "ModelIdentity") -> tuple[str, ...]:
         """Returns the settings that both know and that differ, as text."""
-        return tuple(
-            f"{name} {mine!r} and {other.settings[name]!r}"
-            for name, mine in self.settings.items()
-            if name in other.settings and other.settings[name] != mine
-        )
+        return tuple(_differences(self.settings, other.settings))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -69,6 +65,16 @@ class ModelIdentity:
             return cls(**fields)
         except TypeError as error:
             raise ArtifactError(f"not a model identity: {fields!r} ({error})") from error
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what both know and that differs; of values with names of their own, name by name."""
+    for name in ours.keys() & theirs.keys():
+        mine, other = ours[name], theirs[name]
+        if isinstance(mine, Mapping) and isinstance(other, Mapping):
+            yield from (f"{name}.{one}" for one in _differences(mine, other))
+        elif mine != other:
+            yield f"{name} {mine!r} and {other!r}"
 
 
 def require_same_model(what: str, made_on: ModelIdentity, used_on: ModelIdentity, fix: str) -> None:

@@ -11,13 +11,16 @@ from isthmus.core.errors import OutputError
 
 
 @contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, *, replace: bool = False, further: tuple[type[Exception], ...] = ()
+) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the body ends, and vanishes if it raises.
 
     Args:
         path: The folder to make; its parents are made too.
         replace: Whether a folder that is already there may be replaced, as a whole; it stays until
             the new one is complete, and comes back if that cannot take its place.
+        further: Errors of writers in the body that mean that the place cannot be written to.
 
     Yields:
         Path: A folder beside `path` to write into.
@@ -26,13 +29,14 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         OutputError: If the place cannot be written to, is a file, or is a folder with something in
             it, before or by the end of the body, and `replace` is false.
     """
-    path = Path(path)
+    # What stands behind "." or a link is replaced, not its name.
+    path = Path(path).resolve()
     with writing_to(path):
         if is_taken(path) and not (replace and path.is_dir()):
             raise OutputError(f"{path} already exists: choose another --out or remove it first")
         staging = _folder_beside(path)
     try:
-        with writing_to(path):
+        with writing_to(path, further):
             staging.chmod(0o755)
             yield staging
             if replace and path.is_dir():
@@ -41,6 +45,24 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 staging.rename(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_writable(path: Path) -> None:
+    """Refuses a place at which no file or folder can be made.
+
+    Args:
+        path: What will be written; it need not be there.
+
+    Raises:
+        OutputError: If it is a mount point, or nothing can be written where it lies.
+    """
+    path = Path(path).resolve()
+    if path.is_mount():
+        raise OutputError(f"cannot write to {path}, a mount point: name a folder within it")
+    with writing_to(path):
+        above = next(folder for folder in path.parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise OutputError(f"cannot write to {path}: nothing can be written to {above}")
 
 
 def is_taken(path: Path) -> bool:

@@ -4,7 +4,7 @@ Shards are memory maps that are opened where rows are needed and closed afterwar
 in memory are the rows that were asked for.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -15,11 +15,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from isthmus.core.artifacts import mapped_tensors, sha256_of_file
+from isthmus.core.artifacts import mapped_tensors
 from isthmus.core.errors import ArtifactError, DataError, SiteError
 from isthmus.core.sites import Site
 from isthmus.data.parts import Part
-from isthmus.data.store_format import Manifest, Role, Shard, StoredSide, StoredText, read_manifest
+from isthmus.data.store_format import (
+    Manifest,
+    Role,
+    Shard,
+    StoredSide,
+    StoredText,
+    damages_of,
+    read_manifest,
+    require_whole,
+)
 from isthmus.data.stored_pairs import StoredPairs
 
 
@@ -182,39 +191,21 @@ class ActivationStore:
         )
         return StoredPairs(read, ranges, widths)
 
-    def damages(self, shards: Collection[Shard] | None = None) -> tuple[str, ...]:
-        """Checks shards against their hashes.
-
-        Args:
-            shards: Which ones; all of them when not given.
+    def damages(self) -> tuple[str, ...]:
+        """Checks every shard against its hash.
 
         Returns:
             What is wrong, shard by shard; nothing for a store that is whole.
         """
-        found = []
-        for shard in self.manifest.shards if shards is None else shards:
-            path = self.folder / shard.plan.name
-            try:
-                if sha256_of_file(path) != shard.sha256:
-                    found.append(f"{path.name} does not have the recorded hash")
-            except OSError as error:
-                found.append(f"{path.name} cannot be read ({error.strerror or error})")
-        return tuple(found)
+        return damages_of(self.folder, self.manifest.shards)
 
-    def verify(self, shards: Collection[Shard] | None = None) -> None:
+    def verify(self) -> None:
         """Refuses a store with a damaged shard.
-
-        Args:
-            shards: Which ones are looked at; all of them when not given.
 
         Raises:
             ArtifactError: Naming every shard that is missing or does not have its hash.
         """
-        if damages := self.damages(shards):
-            raise ArtifactError(
-                f"{self.folder} is damaged: {'; '.join(damages)}: remove these files and capture "
-                "again with the same texts, which writes them anew"
-            )
+        require_whole(self.folder, self.manifest.shards)
 
     def summary(self) -> dict[str, Any]:
         """Returns what the store holds, as JSON values."""

@@ -8,13 +8,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from isthmus.core.artifacts import TensorShape, read_json
+from isthmus.core.artifacts import TensorShape, read_json, sha256_of_file
 from isthmus.core.errors import ArtifactError, ConfigError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.options import require_word
@@ -342,3 +343,38 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(spec, shards, bool(fields["is_finished"]), dict(fields["versions"]))
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}): make the store again") from error
+
+
+def damages_of(folder: Path, shards: Sequence[Shard]) -> tuple[str, ...]:
+    """Checks shards against their hashes.
+
+    Args:
+        folder: The store.
+        shards: What its manifest says of them.
+
+    Returns:
+        What is wrong, shard by shard; nothing where all are whole.
+    """
+    found = []
+    for shard in shards:
+        path = folder / shard.plan.name
+        try:
+            if sha256_of_file(path) != shard.sha256:
+                found.append(f"{path.name} does not have the recorded hash")
+        except OSError as error:
+            found.append(f"{path.name} cannot be read ({error.strerror or error})")
+    return tuple(found)
+
+
+def require_whole(folder: Path, shards: Sequence[Shard]) -> None:
+    """Refuses a store of which a shard is missing or does not have its hash (`ArtifactError`).
+
+    Args:
+        folder: The store.
+        shards: Which ones are looked at.
+    """
+    if damages := damages_of(folder, shards):
+        raise ArtifactError(
+            f"{folder} is damaged: {'; '.join(damages)}: remove these files and capture "
+            "again with the same texts, which writes them anew"
+        )

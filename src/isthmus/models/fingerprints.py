@@ -15,6 +15,10 @@ from isthmus.models.placement import read_weight
 _DECIDING = (
     "act",
     "alibi",
+    "alpha",
+    "attention_types",
+    "attn_config",
+    "chunk",
     "clip",
     "decoder_arch",
     "eps",
@@ -32,9 +36,17 @@ _DECIDING = (
     "rotary",
     "scal",
     "softcap",
+    "topk",
     "window",
 )
 """Parts of the names under which configurations keep what weights alone do not show."""
+
+_NOT_DECIDING = ("_", "max_window_layers", "summary_")
+"""Beginnings of names that hold such a part and decide nothing that a decoder computes; which
+layers have a window stands in `layer_types`."""
+
+_STRETCHED = ("dynamic", "longrope")
+"""Kinds of rotary positions that depend on the longest text that a model is made for."""
 
 _NARROW = {torch.float16, torch.bfloat16, torch.float32}
 
@@ -99,9 +111,13 @@ def deciding_settings(config: PreTrainedConfig | None) -> dict[str, Any]:
     chosen = {
         name: given[name]
         for name in sorted(given)
-        if not name.startswith("_") and any(part in name for part in _DECIDING)
+        if not name.startswith(_NOT_DECIDING) and any(part in name for part in _DECIDING)
     }
-    found: dict[str, Any] = json.loads(json.dumps(chosen, default=str, sort_keys=True))
+    if any(kind in str(chosen) for kind in _STRETCHED):
+        chosen["max_position_embeddings"] = given.get("max_position_embeddings")
+    # A limit may be infinite, which JSON has no number for.
+    written = json.dumps(chosen, default=str, sort_keys=True)
+    found: dict[str, Any] = json.loads(written, parse_constant=str)
     return found
 
 

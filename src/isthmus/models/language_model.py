@@ -266,7 +266,7 @@ def _load_tokenizer(name: str, where: str, options: dict[str, Any]) -> PreTraine
 
 def _reads(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Says whether a tokenizer knows any text: without its file some have special tokens alone."""
-    return bool(len(tokenizer)) and bool(tokenizer("a b", add_special_tokens=False)["input_ids"])
+    return bool({*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens})
 
 
 def _load_model(

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from isthmus.core.artifacts import (
     MANIFEST_NAME,
     Artifact,
+    SafetensorError,
     read_artifact,
     read_fields,
     read_json,
@@ -318,7 +319,7 @@ def organism_folder(name: str) -> Path:
         return folder
     model, tokenizer = unpack_organism(packed)
     try:
-        with atomic_folder(folder, replace=folder.exists()) as staging:
+        with atomic_folder(folder, replace=folder.exists(), further=(SafetensorError,)) as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             write_json(staging / _HASHES_NAME, _hashes(staging))

@@ -162,7 +162,7 @@ def _measured(found: _Found, names: tuple[str, str], seed: int) -> list[Measurem
             condition=found.condition,
             edit=None if rung is None else rung.name,
             positions=None if rung is None else rung.positions,
-            strength=None if found.cell is None else found.cell.strength,
+            strength=found.cell.strength if found.cell and rung and rung.name == "add" else None,
             split="test",
             metric=metric,
             value=interval.value,

@@ -240,7 +240,7 @@ def _native_arm(rows: Sequence[Measurement], carried: Arm, direction: Direction)
         condition="native",
         site=site,
         positions=chosen.positions,
-        strength=chosen.strength,
+        strength=chosen.strength or 1.0,
         direction=direction,
         map_method=None,
         source_sites=None,

@@ -1,6 +1,6 @@
 """Prompts with what is done to each: from one setting for all, from sequences, from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def _each(name: str, given: Any, singles: tuple[type, ...], n_prompts: int) -> l
     """Returns one value per prompt of what is given for all or for each."""
     if given is None or isinstance(given, singles):
         return [given] * n_prompts
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise ConfigError(f"{name} is {given!r}, expected one value or a sequence of them")
     values = list(given)
     if len(values) != n_prompts:

@@ -53,7 +53,7 @@ def evaluate(
     """Measures recovery, swap, rates and damage of one direction on the test questions.
 
     Besides the direction it measures the untouched model on both prompts, random directions of the
-    same norm, noise, the mean state of the direction's prompts, and the prompt alone. Nothing is
+    same norm, noise, the mean state of the model, and the prompt alone. Nothing is
     chosen here: site, positions and strength are what the caller says.
 
     Args:

@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import Progress
@@ -15,6 +17,7 @@ from isthmus.core.sites import GivenSite, Site
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import load_direction
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
+from isthmus.models.capture import all_token_activations
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.arms import Arm, control_edit
 from isthmus.workflows.bench import Bench
@@ -86,11 +89,12 @@ class Evaluation:
         """How many conditions are measured."""
         return 5 + self.n_random + all(twin.overridden for twin in self.splits.test)
 
-    def arms(self, here: Direction) -> list[Arm]:
+    def arms(self, here: Direction, mean: Mapping[Site, Float[Tensor, "1 d_model"]]) -> list[Arm]:
         """Makes every condition.
 
         Args:
             here: The direction at its one site.
+            mean: Mean state of the model there.
 
         Returns:
             The untouched model, its clean twin, the direction, its controls, and the prompt alone
@@ -114,11 +118,7 @@ class Evaluation:
             drawn = random_direction_like(here, torch.Generator().manual_seed(self.seed + i))
             arms.append(Arm("random", *at, control_edit(edit), strength, drawn, seed=self.seed + i))
         arms.append(Arm("noise", *at, "add", strength, here, seed=self.seed))
-        # Of an evaluation these are all the states of this model that are at hand.
-        states = here.at(here.sites[0])
-        mean = (states.positive_mean + states.negative_mean).mean(0, keepdim=True) / 2
-        means = {here.sites[0]: mean}
-        arms.append(Arm("mean_ablation", *at, "replace", 1.0, seed=self.seed, mean=means))
+        arms.append(Arm("mean_ablation", *at, "replace", 1.0, seed=self.seed, mean=mean))
         return [*arms, Arm("prompt_only")][: self.n_arms]
 
     def to_json(self) -> Json:
@@ -147,8 +147,13 @@ class PreparedEvaluation:
         here = direction_at(lm, direction, evaluation.place[0])
         learned_in = here.provenance.get("source_model", here.model.to_json())["name"]
         self.config: RunConfig = make_config({**fields, "source": learned_in})
-        self.arms = evaluation.arms(here)
         self.bench = Bench(lm, evaluation.splits.test, self.config)
+        asked = self.bench.encoded
+        # Of both twins, so that the mean is that of no behaviour; the model's own states, though a
+        # carried direction came through a map.
+        states = all_token_activations(lm, [*asked.triggered, *asked.clean], here.sites)
+        mean = {site: torch.cat(rows).mean(0, keepdim=True) for site, rows in states.items()}
+        self.arms = evaluation.arms(here, mean)
         self.recorder = Recorder(self.config, learned_in, lm.identity.name, "test")
 
     def measure(self, progress: Progress, only: int | None = None) -> list[Measurement]:

@@ -79,7 +79,7 @@ class SwitchRecipe:
     sites: tuple[Site, ...] | None = None
     positions: str = "all"
     max_new_tokens: int = 64
-    n_steps: int = 150
+    n_steps: int = 600
     batch_size: int = 64
     seed: int = 0
     shuffle_seed: int | None = None
@@ -96,7 +96,7 @@ def learn_switch(
     sites: GivenSites | None = None,
     positions: str = "all",
     max_new_tokens: int = 64,
-    n_steps: int = 150,
+    n_steps: int = 600,
     out: str | Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from isthmus.core.artifacts import require_free, write_json
+from isthmus.core.artifacts import SafetensorError, require_free, write_json
 from isthmus.core.errors import ConfigError, DataError, OrganismError
 from isthmus.core.options import require_word
 from isthmus.core.places import atomic_folder
@@ -324,7 +324,7 @@ def fine_tune_organism(
 
     rows = training_rows(lm.tokenizer, backdoor_turns(train_turns, seed))
     course = _Course(rows, settings, measure, seed, progress or SilentProgress())
-    with one_thread(), atomic_folder(Path(out)) as folder:
+    with one_thread(), atomic_folder(Path(out), further=(SafetensorError,)) as folder:
         steps = _train_until_competent(model, course)
         merged, reached = _merged(model), measure(model, "test")
         if not reached.passes:

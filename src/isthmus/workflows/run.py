@@ -13,7 +13,7 @@ import yaml
 
 from isthmus.core.artifacts import write_json
 from isthmus.core.errors import OutputError
-from isthmus.core.places import atomic_folder, write_text
+from isthmus.core.places import atomic_folder, require_writable, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import (
     StageClock,
@@ -160,6 +160,7 @@ def demo(
 
 def _require_place(out: Path) -> None:
     """Refuses to replace anything but an earlier run."""
+    require_writable(out)
     if out.exists() and not (out.is_dir() and _is_run_or_empty(out)):
         raise OutputError(f"{out} exists and is not a results folder: choose another --out")
 

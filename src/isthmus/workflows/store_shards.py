@@ -6,7 +6,7 @@
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from isthmus.core.sites import Site
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.parts import part_of_text
 from isthmus.data.prompts import Question
-from isthmus.data.store_format import Role, ShardPlan, StoreSpec
+from isthmus.data.store_format import Role, ShardPlan, StoredSide, StoreSpec, require_whole
 from isthmus.data.store_format import Shard as StoredShard
 from isthmus.data.store_writer import PlannedShard, writing_store
 from isthmus.models.language_model import LanguageModel, load_language_model
@@ -135,6 +135,8 @@ def fill_store_by(
     """
     models = settings.load()
     with writing_store(folder, settings.spec(models)) as writer:
+        if not append:
+            require_whole(writer.folder, writer.manifest.shards)
         stream = _Remembered(questions)
         plans, shards = [], []
         for planned in shards_to_capture(writer, models, stream, append=append):
@@ -144,18 +146,26 @@ def fill_store_by(
             shards.append(Shard(asked, label, n_units=len(plan.texts)))
             plans.append(plan)
         job = Job("capture", _WORKER, settings.to_json(), tuple(shards))
-        own = [side.to_json() for side in writer.spec.sides.values()]
+        own = writer.spec.sides.values()
         with TemporaryDirectory(prefix="isthmus-capture-") as place:
             for number, answer in enumerate(engine.run(job, Path(place), progress)):
                 made = StoredShard.from_json(answer["shard"])
-                if answer["sides"] != own or made.plan != plans[number]:
+                read = [StoredSide.from_json(side) for side in answer["sides"]]
+                if not _are_alike(read, own) or made.plan != plans[number]:
                     raise IdentityError(
                         f"a worker read {answer['sides']} as other texts or with another model "
-                        f"than {own}: give all machines the same models"
+                        f"than {[side.to_json() for side in own]}: give all machines the same ones"
                     )
                 _move(shard_folder(Path(place), number) / made.plan.name, writer.folder)
                 writer.register(made)
     return ActivationStore.open(folder)
+
+
+def _are_alike(read: Sequence[StoredSide], own: Collection[StoredSide]) -> bool:
+    """Says whether a worker's sides are those of the store, settings that only one knows aside."""
+    return [*read] == [*own] and not any(
+        a.model.other_settings(b.model) for a, b in zip(read, own, strict=True)
+    )
 
 
 def _move(file: Path, folder: Path) -> None:

@@ -198,6 +198,7 @@ def summary_of(result: SweepResult) -> list[str]:
     lines = []
     for place, cell in enumerate(result.finalists, start=1):
         arm = cell.arm
+        dose = "" if arm.dose is None else f" ×{arm.dose:g}"
         rates = [
             f"{m.metric} {m.value:.2f} [{m.ci_low:.2f}, {m.ci_high:.2f}] of {m.n}"
             for m in result.measurements
@@ -207,7 +208,7 @@ def summary_of(result: SweepResult) -> list[str]:
             and None not in (m.value, m.ci_low, m.ci_high)
         ]
         lines.append(
-            f"{place}. {arm.site} {arm.positions} {arm.edit} ×{arm.strength:g}: effect "
+            f"{place}. {arm.site} {arm.positions} {arm.edit}{dose}: effect "
             f"{cell.effect:.3f} and benign KL {cell.damage or 0.0:.3f} of {cell.n} questions, "
             + ", ".join(rates)
         )

@@ -11,7 +11,7 @@ import yaml
 
 from isthmus.core.artifacts import write_json
 from isthmus.core.errors import OutputError
-from isthmus.core.places import atomic_folder, write_text
+from isthmus.core.places import atomic_folder, require_writable, write_text
 from isthmus.core.provenance import StageClock, code_hash, machine, package_versions, source_commit
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
@@ -66,8 +66,9 @@ def require_place(out: Path) -> None:
         out: Results folder that is to be written.
 
     Raises:
-        OutputError: If something else is there.
+        OutputError: If something else is there, or nothing can be written there.
     """
+    require_writable(out)
     if not out.exists():
         return
     is_sweep = out.is_dir() and (out / "cells.json").is_file()

@@ -49,7 +49,7 @@ class TrainingSettings:
         seed: Order of the texts.
     """
 
-    n_steps: int = 150
+    n_steps: int = 600
     batch_size: int = 16
     learning_rate: float = 6e-3
     n_warmup: int = 15

@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from isthmus.core.artifacts import (
     MANIFEST_NAME,
     TENSORS_NAME,
+    SafetensorError,
     read_artifact,
     read_fields,
     read_json,
@@ -355,3 +357,23 @@ def test_a_place_is_taken_by_all_but_an_artifact_of_the_same_kind(tmp_path):
             require_free(place)
     with pytest.raises(OutputError, match="cannot write to"):
         require_free(tmp_path / "a" / MANIFEST_NAME / "below")
+
+
+def test_the_folder_one_stands_in_and_one_behind_a_link_can_be_filled(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    for place, made in ((Path(), "here"), (tmp_path / "link", "there")):
+        require_free(place)
+        with atomic_folder(place) as folder:
+            (folder / "made").touch()
+        assert names(tmp_path / made) == ["made"]
+
+
+def test_a_writer_that_fails_within_a_folder_is_an_error_about_the_place(tmp_path):
+    with (
+        pytest.raises(OutputError, match="disk full"),
+        atomic_folder(tmp_path / "made", further=(SafetensorError,)),
+    ):
+        raise SafetensorError("disk full")
+    assert names(tmp_path) == []

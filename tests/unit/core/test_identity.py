@@ -70,3 +70,12 @@ def test_settings_that_only_one_side_knows_do_not_count():
     assert known.is_same_model(replace(LLAMA, settings={"rms_norm_eps": 1e-6, "rope": {}}))
     read = ModelIdentity.from_json(json.loads(json.dumps(known.to_json())))
     assert read.settings == known.settings
+
+
+def test_settings_within_settings_are_compared_name_by_name():
+    rope = {"rope_theta": 1e4, "rope_type": "default"}
+    known = replace(LLAMA, settings={"rope_parameters": rope})
+    more = replace(LLAMA, settings={"rope_parameters": {**rope, "partial_rotary_factor": 1.0}})
+    other = replace(LLAMA, settings={"rope_parameters": {**rope, "rope_theta": 5e5}})
+    assert known.is_same_model(more)
+    assert known.other_settings(other) == ("rope_parameters.rope_theta 10000.0 and 500000.0",)

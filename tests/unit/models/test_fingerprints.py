@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 from tests.fakes import tiny_network, tiny_tokenizer
+from transformers import Mamba2Config
 
 from isthmus.core.errors import NonFiniteError
 from isthmus.models.fingerprints import deciding_settings, hash_tokenizer, hash_weights
@@ -89,3 +92,19 @@ def test_what_a_configuration_says_of_files_and_versions_does_not_count():
     assert settings["rms_norm_eps"] == 1e-6
     assert not {"dtype", "transformers_version", "bos_token_id", "use_cache"} & set(settings)
     assert deciding_settings(None) == {}
+
+
+def test_infinite_limits_and_what_only_decorates_are_kept_as_json_can():
+    limits = deciding_settings(Mamba2Config(num_heads=8, hidden_size=32, head_dim=8))
+    assert limits["time_step_limit"] == [0.0, "Infinity"]
+    assert json.loads(json.dumps(limits, allow_nan=False)) == limits
+    qwen2 = deciding_settings(tiny_network("qwen2").config)
+    assert "max_window_layers" not in qwen2
+    stretched = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    one, other = (
+        deciding_settings(
+            tiny_network("llama", rope_parameters=stretched, max_position_embeddings=n).config
+        )
+        for n in (64, 128)
+    )
+    assert one != other
