@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from tests.workflows.small import (
 )
 
 from isthmus.core.artifacts import read_json
-from isthmus.core.errors import ArtifactError, ConfigError, DataError, EngineError
+from isthmus.core.errors import ConfigError, DataError, EngineError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.provenance import machine
 from isthmus.studies.reproduce import reproduce
@@ -210,28 +209,6 @@ def test_a_store_has_the_same_bytes_whoever_captures_its_shards(tmp_path):
     assert len(names_in(tmp_path / "here")) > 4
     for name in names_in(tmp_path / "here"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
-
-
-def test_a_store_of_before_identities_had_settings_is_gone_on_with_and_a_damaged_one_is_not(
-    tmp_path,
-):
-    model = save_tiny(tmp_path / "one")
-    prompts = write_world_questions(tmp_path / "prompts.jsonl", 20)
-    asked = {"out": tmp_path / "store", "rows_per_shard": 100, "engine": Elsewhere()}
-    folder = capture(model, prompts, **asked)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["sides"]["source"]["model"].pop("settings")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    first, *_, last = sorted(folder.glob("shard-*"))
-    whole = {path: path.read_bytes() for path in (first, last)}
-    last.unlink()
-    capture(model, prompts, **asked)
-    assert last.read_bytes() == whole[last]
-    last.unlink()
-    first.write_bytes(whole[first][:-1] + b"!")
-    with pytest.raises(ArtifactError, match=f"{first.name} does not have the recorded hash"):
-        capture(model, prompts, **asked)
-    assert not last.exists()
 
 
 def test_conditions_measured_one_by_one_are_those_measured_together(tmp_path):

