@@ -69,7 +69,7 @@ class ModelIdentity:
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     """Yields what both know and that differs; of values with names of their own, name by name."""
-    for name in ours.keys() & theirs.keys():
+    for name in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[name], theirs[name]
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
             yield from (f"{name}.{one}" for one in _differences(mine, other))
