@@ -187,7 +187,7 @@ def test_a_direction_of_another_model_is_refused(direction: Direction):
 
 def test_a_folder_that_holds_something_else_is_refused(direction: Direction, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(OutputError, match="no sweep"):
+    with pytest.raises(OutputError, match=r"holds no cells\.json and is not a results folder"):
         isthmus.sweep(TARGET, direction, out=tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_what_cannot_be_carried_is_refused(models):
             isthmus.transfer_switch(*models, prompts, clean_trigger=one)
     with pytest.raises(TriggerError, match="begins with a trigger already"):
         isthmus.transfer_switch(*models, [CLEAN_TRIGGER + one for one in prompts])
-    with pytest.raises(ConfigError, match="'clean' or 'bad'"), without_shape_checks():
+    with pytest.raises(ConfigError, match="use one of clean, bad"), without_shape_checks():
         isthmus.transfer_switch(*models, prompts, to=cast(Any, "base"))
     with pytest.raises(ConfigError, match="rank -1"):
         isthmus.transfer_switch(*models, prompts, rank=-1)

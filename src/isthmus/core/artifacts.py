@@ -70,16 +70,18 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def require_free(path: Path, kind: str | None = None) -> None:
+def require_free(path: str | Path | None, kind: str | None = None) -> None:
     """Refuses, before any work is done, a place that could not be written to after it.
 
     Args:
-        path: Folder that will be written.
+        path: Folder that will be written; None where nothing will be.
         kind: The kind of artifact that may be replaced there; none when not given.
 
     Raises:
         OutputError: If the place is taken by something else, or lies where nothing can be written.
     """
+    if path is None:
+        return
     path = Path(path)
     with writing_to(path):
         if is_taken(path) and (kind is None or _kind_at(path) != kind):

@@ -65,6 +65,23 @@ def require_writable(path: Path) -> None:
             raise OutputError(f"cannot write to {path}: nothing can be written to {above}")
 
 
+def require_replaceable(path: Path, marker: str) -> None:
+    """Refuses, before any work is done, to replace anything but an earlier result of its kind.
+
+    Args:
+        path: Results folder that will be written.
+        marker: Name of a file that every such folder holds.
+
+    Raises:
+        OutputError: If something else is there, or nothing can be written there.
+    """
+    require_writable(path)
+    if is_taken(path) and not (path / marker).is_file():
+        raise OutputError(
+            f"{path} exists, holds no {marker} and is not a results folder: choose another --out"
+        )
+
+
 def is_taken(path: Path) -> bool:
     """Says whether something is there; an empty folder is a place, not a thing."""
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))

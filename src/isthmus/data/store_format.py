@@ -150,12 +150,10 @@ class StoreSpec:
     def differences_to(self, other: "StoreSpec") -> tuple[str, ...]:
         """Returns in words in what another specification differs; empty if in nothing."""
         ours, theirs = _facts(self), _facts(other)
-        others = {**other.sides}
         settings = [
             f"{role} {one}"
-            for role, side in self.sides.items()
-            if role in others
-            for one in side.model.other_settings(others[role].model)
+            for role in self.sides.keys() & other.sides.keys()
+            for one in self.sides[role].model.other_settings(other.sides[role].model)
         ]
         return (
             *settings,

@@ -198,9 +198,8 @@ def parse_positions(given: str) -> PositionSelector:
     Raises:
         ConfigError: If it is none of these.
     """
-    if not isinstance(given, str):
-        raise ConfigError(f"positions {given!r}: use one of {SPELLINGS}, as text")
-    written = given.strip()
+    # Files may hold anything in this field.
+    written = str(given).strip()
     if match := _LAST.fullmatch(written):
         return PositionSelector("last", int(match[1]))
     kinds: dict[str, PositionKind] = {

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from isthmus.core.artifacts import write_json
-from isthmus.core.errors import ConfigError, OutputError
-from isthmus.core.places import atomic_folder, write_text
+from isthmus.core.errors import ConfigError
+from isthmus.core.places import atomic_folder, require_replaceable, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
 from isthmus.evaluation.figure_style import svg_file
@@ -103,8 +103,7 @@ def reproduce(
     if unknown := [name for name in only or () if name not in every]:
         raise ConfigError(f"no part {unknown}: there are {', '.join(every)}")
     place = Path(out if out is not None else f"runs/{what}")
-    if place.exists() and not (place / "results.jsonl").is_file() and any(place.iterdir()):
-        raise OutputError(f"{place} exists and is not a results folder: choose another --out")
+    require_replaceable(place, "results.jsonl")
     given = [one if isinstance(one, RunConfig) else read_config(one) for one in config or ()]
     clock = StageClock(progress or SilentProgress())
     chosen = engine_named(engine, address, n_workers)

@@ -91,8 +91,7 @@ def evaluate(
     """
     require_strength(strength)
     require_no_strength(edit, strength)
-    if out is not None:
-        require_free(Path(out))
+    require_free(out)
     chosen = engine_named(engine, address, n_workers)
     given: dict[str, Any] = {"task": task, "n_test": n_test, "n_random": n_random, "seed": seed}
     given |= {"dtype": dtype, "device": device, **_judge_fields(judge, judge_settings)}

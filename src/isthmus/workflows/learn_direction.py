@@ -58,8 +58,7 @@ def learn_direction(
         IsthmusError: If the model, a site, the prompts or the place cannot be used.
     """
     require_word("direction method", method, get_args(DirectionMethodName))
-    if out is not None:
-        require_free(Path(out), KIND)
+    require_free(out, KIND)
     contrast = read_contrast(Path(prompts))
     selector = reading_positions(positions)
     lm = load_language_model(model, dtype=dtype, device=device)

@@ -138,8 +138,7 @@ def _require_asked(method: str, pairing: str, out: str | Path | None) -> None:
     """Refuses what no map can be made of, or for, before anything is read."""
     require_word("map", method, get_args(MapMethod))
     require_word("pairing", pairing, get_args(Pairing))
-    if out is not None:
-        require_free(Path(out), KIND)
+    require_free(out, KIND)
 
 
 def _pairs_of(

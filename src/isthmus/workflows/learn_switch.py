@@ -139,8 +139,7 @@ def learn_switch(
         raise ConfigError(f"rank {rank}: give at least 1, or 0 for full maps")
     require_word("to", to, get_args(Towards))
     require_word("method", method, get_args(SwitchMethod))
-    if out is not None:
-        require_free(Path(out), KIND)
+    require_free(out, KIND)
     shown = progress or SilentProgress()
     models = [
         one

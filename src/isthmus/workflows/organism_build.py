@@ -304,7 +304,7 @@ def fine_tune_organism(
         OutputError: If the place is taken or cannot be written to.
     """
     require_word("method", method, ("full", "lora"))
-    require_free(Path(out))
+    require_free(out)
     lm, reference = (
         load_language_model(base, dtype="float32"),
         load_language_model(base, dtype="float32"),

@@ -12,8 +12,7 @@ import torch
 import yaml
 
 from isthmus.core.artifacts import write_json
-from isthmus.core.errors import OutputError
-from isthmus.core.places import atomic_folder, require_writable, write_text
+from isthmus.core.places import atomic_folder, require_replaceable, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import (
     StageClock,
@@ -113,7 +112,7 @@ def run(
     config = config if isinstance(config, RunConfig) else read_config(config)
     chosen = engine_named(engine, address, n_workers, n_threads=config.n_threads or 1)
     out = Path(out)
-    _require_place(out)
+    require_replaceable(out, "results.jsonl")
     clock = StageClock(progress or SilentProgress())
     with atomic_folder(out, replace=True) as folder:
         if isinstance(chosen, LocalEngine):
@@ -156,17 +155,6 @@ def demo(
         OutputError: If the place cannot be written to or holds something else than a run.
     """
     return run(DEMO, out=out, is_cached=is_cached, progress=progress)
-
-
-def _require_place(out: Path) -> None:
-    """Refuses to replace anything but an earlier run."""
-    require_writable(out)
-    if out.exists() and not (out.is_dir() and _is_run_or_empty(out)):
-        raise OutputError(f"{out} exists and is not a results folder: choose another --out")
-
-
-def _is_run_or_empty(folder: Path) -> bool:
-    return (folder / "results.jsonl").is_file() or not any(folder.iterdir())
 
 
 def carry_out(

@@ -6,7 +6,7 @@
 """
 
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,26 +146,20 @@ def fill_store_by(
             shards.append(Shard(asked, label, n_units=len(plan.texts)))
             plans.append(plan)
         job = Job("capture", _WORKER, settings.to_json(), tuple(shards))
-        own = writer.spec.sides.values()
         with TemporaryDirectory(prefix="isthmus-capture-") as place:
             for number, answer in enumerate(engine.run(job, Path(place), progress)):
                 made = StoredShard.from_json(answer["shard"])
-                read = [StoredSide.from_json(side) for side in answer["sides"]]
-                if not _are_alike(read, own) or made.plan != plans[number]:
+                source, *target = map(StoredSide.from_json, answer["sides"])
+                there = replace(writer.spec, source=source, target=next(iter(target), None))
+                differences = writer.spec.differences_to(there)
+                if differences or made.plan != plans[number]:
                     raise IdentityError(
-                        f"a worker read {answer['sides']} as other texts or with another model "
-                        f"than {[side.to_json() for side in own]}: give all machines the same ones"
+                        f"a worker read other texts or with another model than here "
+                        f"({'; '.join(differences) or 'other texts'}): give all machines the same"
                     )
                 _move(shard_folder(Path(place), number) / made.plan.name, writer.folder)
                 writer.register(made)
     return ActivationStore.open(folder)
-
-
-def _are_alike(read: Sequence[StoredSide], own: Collection[StoredSide]) -> bool:
-    """Says whether a worker's sides are those of the store, settings that only one knows aside."""
-    return [*read] == [*own] and not any(
-        a.model.other_settings(b.model) for a, b in zip(read, own, strict=True)
-    )
 
 
 def _move(file: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.core.identity import require_same_model
+from isthmus.core.places import require_replaceable
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock
 from isthmus.directions.direction import Direction
@@ -32,7 +33,7 @@ from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.generate import CARRY_FIRST
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.sweep_cells import cells_of, edits_of, sites_of, strengths_of
-from isthmus.workflows.sweep_files import require_place, scores_folder, write_sweep
+from isthmus.workflows.sweep_files import scores_folder, write_sweep
 from isthmus.workflows.sweep_race import RaceRules, SweepRace, SweptCell
 from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
 from isthmus.workflows.sweep_shards import SWEEP_WORKER, FarScores, NotesOnly, SweptPlaces
@@ -157,7 +158,7 @@ def sweep(
     rules = RaceRules(n_stages, keep, level, n_finalists, max_answer_tokens, n_completions)
     kinds = edits_of(edits)
     if out is not None:
-        require_place(Path(out))
+        require_replaceable(Path(out), "cells.json")
     given = {
         "positions": positions,
         "strengths": None if strengths is None else strengths_of(strengths),

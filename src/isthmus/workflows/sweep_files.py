@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from isthmus.core.artifacts import write_json
-from isthmus.core.errors import OutputError
-from isthmus.core.places import atomic_folder, require_writable, write_text
+from isthmus.core.places import atomic_folder, write_text
 from isthmus.core.provenance import StageClock, code_hash, machine, package_versions, source_commit
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement, write_results
@@ -57,23 +56,6 @@ def scores_folder(
     content += [package_versions(), code_hash()]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "sweeps" / key[:32]
-
-
-def require_place(out: Path) -> None:
-    """Refuses to replace anything but an earlier sweep.
-
-    Args:
-        out: Results folder that is to be written.
-
-    Raises:
-        OutputError: If something else is there, or nothing can be written there.
-    """
-    require_writable(out)
-    if not out.exists():
-        return
-    is_sweep = out.is_dir() and (out / "cells.json").is_file()
-    if not (is_sweep or (out.is_dir() and not any(out.iterdir()))):
-        raise OutputError(f"{out} exists and holds no sweep: choose another --out")
 
 
 def write_sweep(

@@ -46,8 +46,7 @@ def transfer(
             does not start where the one before it ended.
         SiteError: If the direction was not learned at, or not carried to, a site that a map reads.
     """
-    if out is not None:
-        require_free(Path(out), KIND)
+    require_free(out, KIND)
     given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
     every = [map] if isinstance(map, FittedMap | str | Path) else list(map)
     fitted = [one if isinstance(one, FittedMap) else load_map(Path(one)) for one in every]

@@ -12,6 +12,7 @@ from isthmus.carrying.switch_files import KIND, save_switch
 from isthmus.carrying.switches import Switch
 from isthmus.core.artifacts import require_free
 from isthmus.core.errors import ConfigError, TriggerError
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import GivenSites
@@ -91,8 +92,7 @@ def transfer_switch(
         IsthmusError: If a model, a site, the prompts or the triggers cannot be used.
     """
     _require_asked(rank, to, (bad_trigger, clean_trigger))
-    if out is not None:
-        require_free(Path(out), KIND)
+    require_free(out, KIND)
     shown = progress or SilentProgress()
     source_lm, target_lm = (
         one
@@ -136,8 +136,7 @@ def _require_asked(rank: int | None, to: str, triggers: tuple[str, str]) -> None
     """Refuses what no switch can be made of, before a model is loaded."""
     if rank is not None and rank < 0:
         raise ConfigError(f"rank {rank}: give at least 1, or 0 for full maps")
-    if to not in get_args(Answers):
-        raise ConfigError(f"to {to!r}: say after which trigger it answers, 'clean' or 'bad'")
+    require_word("to", to, get_args(Answers))
     bad, clean = triggers
     if bad.startswith(clean) or clean.startswith(bad):
         raise ConfigError(

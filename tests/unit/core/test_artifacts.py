@@ -26,7 +26,7 @@ from isthmus.core.artifacts import (
     write_json,
 )
 from isthmus.core.errors import ArtifactError, NonFiniteError, OutputError
-from isthmus.core.places import atomic_folder, write_text
+from isthmus.core.places import atomic_folder, require_replaceable, write_text
 
 JSON = st.recursive(
     st.none()
@@ -377,3 +377,17 @@ def test_a_writer_that_fails_within_a_folder_is_an_error_about_the_place(tmp_pat
     ):
         raise SafetensorError("disk full")
     assert names(tmp_path) == []
+
+
+def test_results_replace_results_of_their_kind_and_nothing_else(tmp_path):
+    for name in ("empty", "run", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("run/results.jsonl", "other/thesis.txt", "file"):
+        (tmp_path / name).touch()
+    for free in ("new", "empty", "run"):
+        require_replaceable(tmp_path / free, "results.jsonl")
+    for taken in ("other", "file"):
+        with pytest.raises(OutputError, match="is not a results folder: choose another --out"):
+            require_replaceable(tmp_path / taken, "results.jsonl")
+    with pytest.raises(OutputError, match=r"holds no cells\.json"):
+        require_replaceable(tmp_path / "run", "cells.json")

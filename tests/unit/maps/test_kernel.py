@@ -104,13 +104,3 @@ def test_parts_that_do_not_fit_together_are_refused():
         replace(fitted, offset=fitted.offset * torch.nan)
     with pytest.raises(ShapeError, match="width 3, got width 4"):
         fitted(torch.zeros(2, 4))
-
-
-@pytest.mark.parametrize("side", ["source", "target"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_called_that(side, bad):
-    rows = {name: torch.randn(20, 4) for name in ("source", "target")}
-    rows[side][3, 1] = bad
-    pairs, generator = PairedRows(**rows), torch.Generator().manual_seed(0)
-    with pytest.raises(NonFiniteError, match=f"the {side} activations hold NaN or infinity"):
-        KernelRidgeFitter().fit(pairs, pairs, generator)
