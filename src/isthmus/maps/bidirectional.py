@@ -18,7 +18,7 @@ from isthmus.core.errors import ConfigError
 from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.fitting import TwoWayMoments
 from isthmus.maps.moments import PairMoments, require_fittable
-from isthmus.maps.ridge import STRENGTHS, best_on, require_strengths, ridge_weights
+from isthmus.maps.ridge import STRENGTHS, RidgePath, require_strengths
 
 
 class BothWays(NamedTuple):
@@ -160,7 +160,7 @@ class BidirectionalFitter:
             )
         ]
         chosen = [
-            best_on(other, way, ridge_weights(way, self.strengths))
+            RidgePath(way).best_on(other, self.strengths)
             for way, other in zip(ways, others, strict=True)
         ]
         penalties = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.moments import PairMoments, require_fittable
-from isthmus.maps.ridge import STRENGTHS, require_strengths, ridge_weights
+from isthmus.maps.ridge import STRENGTHS, RidgePath, require_strengths
 
 
 def gcv_scores(train: PairMoments, strengths: tuple[float, ...]) -> Float[Tensor, " strength"]:
@@ -31,16 +31,20 @@ def gcv_scores(train: PairMoments, strengths: tuple[float, ...]) -> Float[Tensor
     Returns:
         One score per strength, in the order given; lower is better.
     """
-    eigenvalues, basis = torch.linalg.eigh(train.source_scatter)
-    eigenvalues = eigenvalues.clamp(min=0)
-    power = (basis.T @ train.cross_scatter).square().sum(1)
+    return _scores_of(RidgePath(train), train, strengths)
+
+
+def _scores_of(
+    path: RidgePath, train: PairMoments, strengths: tuple[float, ...]
+) -> Float[Tensor, " strength"]:
+    power = path.rotated.square().sum(1)
     scores = []
     for strength in strengths:
-        penalised = eigenvalues + strength * eigenvalues.mean()
+        penalised = path.penalised(strength)
         # tr(2 Wᵀ Sxy - Wᵀ Sxx W) in the eigenbasis of Sxx.
-        explained = (power * (2 / penalised - eigenvalues / penalised.square())).sum()
+        explained = (power * (2 / penalised - path.eigenvalues / penalised.square())).sum()
         residual = (train.target_total - explained).clamp(min=0)
-        degrees = 1 + (eigenvalues / penalised).sum()
+        degrees = 1 + (path.eigenvalues / penalised).sum()
         scores.append(train.n * residual / (train.n - degrees).square())
     return torch.stack(scores)
 
@@ -81,7 +85,8 @@ class GcvRidgeFitter:
             FitError: If there are fewer than two pairs or activations never vary.
         """
         require_fittable(train, "a ridge map")
-        best = self.strengths[int(gcv_scores(train, self.strengths).argmin())]
-        ((strength, weight),) = ridge_weights(train, (best,))
-        details = {"strength": strength}
+        path = RidgePath(train)
+        best = self.strengths[int(_scores_of(path, train, self.strengths).argmin())]
+        details = {"strength": best}
+        weight = path.weight(best)
         return affine_from_fit(weight, train.source_mean, train.target_mean, "ridge_gcv", details)

@@ -19,7 +19,7 @@ from isthmus.maps.base import require_finite, require_finite_rows, require_width
 from isthmus.maps.fitting import OnStep, no_step
 from isthmus.maps.moments import PairMoments, require_fittable
 from isthmus.maps.quality import fraction_unexplained
-from isthmus.maps.ridge import STRENGTHS, best_on, require_strengths, ridge_weights
+from isthmus.maps.ridge import STRENGTHS, RidgePath, require_strengths
 from isthmus.maps.rows import PairedRows
 
 _ROWS_AT_ONCE = 4096
@@ -214,7 +214,7 @@ class KernelRidgeFitter:
     ) -> tuple[float, KernelMap]:
         fitted, other = nystroem.moments(train), nystroem.moments(selection)
         require_fittable(fitted, "a kernel map")
-        strength, weight = best_on(other, fitted, ridge_weights(fitted, self.strengths))
+        strength, weight = RidgePath(fitted).best_on(other, self.strengths)
         unexplained = fraction_unexplained(weight, fitted.source_mean, fitted.target_mean, other)
         made = KernelMap(
             nystroem.mean.cpu(),

@@ -5,9 +5,11 @@
    activations lie far from zero, and no row is kept.
 3. The correction of that update has rank one: it is one more row of the batch, and the product of
    both is added in place. Of the symmetric Sxx only blocks on and above the diagonal are computed.
+4. Both sums lie side by side, so that a block of Sxx and a narrow Sxy take one product.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,8 +18,17 @@ from torch import Tensor
 from isthmus.core.errors import FitError, ShapeError
 from isthmus.maps.base import require_finite_rows
 
-_ROWS_AT_ONCE = 4096  # bounds the float64 copy of a batch: 4,096 rows of width 4,096 are 128 MiB
-_BLOCK = 512  # of columns; wide enough for full speed, narrow enough to leave out nearly half
+
+class _Pieces(NamedTuple):
+    """How many rows a product takes, which bounds the float64 copy, and columns of Sxx a block."""
+
+    n_rows: int
+    n_columns: int
+
+
+# Narrow blocks leave out more of Sxx; a processor's products are as fast with them.
+_ON_PROCESSOR, _ELSEWHERE = _Pieces(1024, 128), _Pieces(4096, 512)
+_NARROW = 512  # a product with so few columns is slow by itself
 
 
 class PairMoments:
@@ -42,6 +53,7 @@ class PairMoments:
     source_mean: Float[Tensor, " d_source"]
     target_mean: Float[Tensor, " d_target"]
     target_scatter: Float[Tensor, " d_target"]
+    _sums: Float[Tensor, "d_source both"]
     _upper: Float[Tensor, "d_source d_source"]
     _cross: Float[Tensor, "d_source d_target"]
     _is_shared: bool
@@ -55,9 +67,7 @@ class PairMoments:
         self.source_mean = zeros(d_source)
         self.target_mean = zeros(d_target)
         self.target_scatter = zeros(d_target)
-        self._upper = zeros(d_source, d_source)
-        self._cross = zeros(d_source, d_target)
-        self._is_shared = False
+        self._hold(zeros(d_source, d_source + d_target))
         # Below the blocks on its diagonal the first is stale until somebody looks at it.
         self._is_mirrored = True
 
@@ -92,7 +102,7 @@ class PairMoments:
     def source_scatter(self) -> Float[Tensor, "d_source d_source"]:
         """Sxx = Σ (x - x̄)(x - x̄)ᵀ; later updates leave what was returned unchanged."""
         if not self._is_mirrored:
-            for rows, _ in _blocks(self.d_source):
+            for rows in self._blocks():
                 self._upper[rows.stop :, rows] = self._upper[rows, rows.stop :].T
         self._is_shared = self._is_mirrored = True
         return self._upper
@@ -207,28 +217,32 @@ class PairMoments:
             return
         self._own()
         # One copy serves all pieces: fresh memory for each would cost as much as filling it.
-        n_held = min(len(source), _ROWS_AT_ONCE) + 1
-        held = [self._cross.new_empty(n_held, width) for width in (self.d_source, self.d_target)]
-        pieces = zip(source.split(_ROWS_AT_ONCE), target.split(_ROWS_AT_ONCE), strict=True)
+        n_rows = self._pieces.n_rows
+        held = self._sums.new_empty(min(len(source), n_rows) + 1, self.d_source + self.d_target)
+        pieces = zip(source.split(n_rows), target.split(n_rows), strict=True)
         for source_rows, target_rows in pieces:
-            self._add(source_rows, target_rows, held)
+            self._add(source_rows, target_rows, held[: len(source_rows) + 1])
 
-    def _add(self, source: Tensor, target: Tensor, held: list[Tensor]) -> None:
+    def _add(self, source: Tensor, target: Tensor, held: Tensor) -> None:
         """Adds a few pairs: S + Σ (x - m)(y - m')ᵀ + w (m - x̄)(m' - ȳ)ᵀ for the batch's means m."""
         n, total = len(source), self.n + len(source)
+        x, y = held.split([self.d_source, self.d_target], dim=1)
         means = []
-        for rows, copy, mean in zip(
-            (source, target), held, (self.source_mean, self.target_mean), strict=True
+        for rows, copy, mean in (
+            (source, x, self.source_mean),
+            (target, y, self.target_mean),
         ):
             copy[:n] = rows.detach()
             means.append(copy[:n].mean(0))
             copy[:n] -= means[-1]
             copy[n] = (means[-1] - mean) * (self.n * n / total) ** 0.5
-        x, y = (copy[: n + 1] for copy in held)
         self._is_mirrored = False
-        for block, right in _blocks(self.d_source):
-            self._upper[block, right].addmm_(x[:, block].T, x[:, right])
-        self._cross.addmm_(x.T, y)
+        last = None if self.d_target <= _NARROW else self.d_source
+        for block in self._blocks():
+            right = slice(block.start, last)
+            self._sums[block, right].addmm_(x[:, block].T, held[:, right])
+        if last is not None:
+            self._cross.addmm_(x.T, y)
         self.target_scatter = self.target_scatter + torch.linalg.vector_norm(y, dim=0).square()
         self.source_mean = self.source_mean + (means[0] - self.source_mean) * (n / total)
         self.target_mean = self.target_mean + (means[1] - self.target_mean) * (n / total)
@@ -237,8 +251,22 @@ class PairMoments:
     def _own(self) -> None:
         """Takes copies of sums that others may hold, for they are about to change in place."""
         if self._is_shared:
-            self._upper, self._cross = self._upper.clone(), self._cross.clone()
-            self._is_shared = False
+            self._hold(torch.cat([self._upper, self._cross], dim=1))
+
+    def _hold(self, sums: Tensor) -> None:
+        """Makes Sxx and Sxy the two parts of a tensor that nobody else holds."""
+        self._sums, self._is_shared = sums, False
+        self._upper, self._cross = sums.split([self.d_source, self.d_target], dim=1)
+
+    @property
+    def _pieces(self) -> _Pieces:
+        return _ON_PROCESSOR if self.source_mean.device.type == "cpu" else _ELSEWHERE
+
+    def _blocks(self) -> Iterator[slice]:
+        """Yields blocks of Sxx, of rows and columns alike."""
+        n = self._pieces.n_columns
+        for start in range(0, self.d_source, n):
+            yield slice(start, min(start + n, self.d_source))
 
     def merge(self, other: "PairMoments") -> None:
         """Adds the pairs that another instance has seen; `other` stays unchanged.
@@ -285,12 +313,6 @@ class PairMoments:
                 f"{len(source)} source rows and {len(target)} target rows are not pairs: "
                 "align the tokens first"
             )
-
-
-def _blocks(width: int) -> Iterator[tuple[slice, slice]]:
-    """Yields blocks of rows, each with its columns from the diagonal on."""
-    for start in range(0, width, _BLOCK):
-        yield slice(start, start + _BLOCK), slice(start, width)
 
 
 def require_fittable(moments: PairMoments, what: str) -> None:

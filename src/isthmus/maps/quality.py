@@ -24,7 +24,8 @@ def fraction_unexplained(
 ) -> float:
     """Measures the affine map (x - source_mean) · weight + target_mean on held-out pairs.
 
-    Refuses fewer than two pairs and targets that never vary (`FitError`).
+    Refuses other widths (`ShapeError`), fewer than two pairs and targets that never vary
+    (`FitError`).
 
     Args:
         weight: Linear part, float64.
@@ -34,16 +35,8 @@ def fraction_unexplained(
 
     Returns:
         SSE / SST, at least 0.
-
-    Raises:
-        ShapeError: If the widths differ.
     """
-    if tuple(weight.shape) != (held_out.d_source, held_out.d_target):
-        raise ShapeError(
-            f"a map {weight.shape[0]} → {weight.shape[1]} cannot be scored on pairs of widths "
-            f"{held_out.d_source} → {held_out.d_target}: read them from the sites of the map"
-        )
-    total = _require_total(float(held_out.target_total), held_out.n)
+    total = require_scorable(weight.shape[0], weight.shape[1], held_out)
     offset = (held_out.source_mean - source_mean) @ weight + target_mean - held_out.target_mean
     error = (
         held_out.target_total
@@ -53,6 +46,30 @@ def fraction_unexplained(
     )
     # For a perfect map the terms cancel up to rounding, which may leave a tiny negative sum.
     return max(float(error), 0.0) / total
+
+
+def require_scorable(d_source: int, d_target: int, held_out: PairMoments) -> float:
+    """Refuses pairs on which a map cannot be scored.
+
+    Refuses fewer than two pairs and targets that never vary (`FitError`).
+
+    Args:
+        d_source: Width that the map reads.
+        d_target: Width that it writes.
+        held_out: Moments of the pairs.
+
+    Returns:
+        Their SST.
+
+    Raises:
+        ShapeError: If the widths differ.
+    """
+    if (d_source, d_target) != (held_out.d_source, held_out.d_target):
+        raise ShapeError(
+            f"a map {d_source} → {d_target} cannot be scored on pairs of widths "
+            f"{held_out.d_source} → {held_out.d_target}: read them from the sites of the map"
+        )
+    return _require_total(float(held_out.target_total), held_out.n)
 
 
 def held_out_quality(fitted: AffineMap, held_out: PairMoments, n_train: int) -> MapQuality:

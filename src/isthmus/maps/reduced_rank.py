@@ -15,7 +15,7 @@ import torch
 from isthmus.core.errors import ConfigError
 from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.moments import PairMoments, require_fittable
-from isthmus.maps.ridge import STRENGTHS, Candidate, best_on, require_strengths, ridge_weights
+from isthmus.maps.ridge import STRENGTHS, Candidate, RidgePath, best_on, require_strengths
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ class ReducedRankFitter:
         )
 
     def _candidates(self, train: PairMoments) -> Iterator[Candidate]:
-        for strength, weight in ridge_weights(train, self.strengths):
+        path = RidgePath(train)
+        for strength in self.strengths:
+            weight = path.weight(strength)
             fitted_scatter = weight.T @ train.cross_scatter
             # eigh orders eigenvalues upwards, so the principal directions come last.
             directions = torch.linalg.eigh((fitted_scatter + fitted_scatter.T) / 2).eigenvectors

@@ -2,7 +2,8 @@
 
 1. Sxx = Q diag(e) Qᵀ is decomposed once.
 2. Every strength s gives W = Q diag(1 / (e + s ē)) Qᵀ Sxy, where ē is the mean eigenvalue.
-3. The strength whose map leaves the least unexplained on the selection pairs is kept.
+3. The selection pairs are turned into the same basis, in which the error of any strength costs a few
+   sums; the strength that leaves the least unexplained is kept, and only its W is computed.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor
 from isthmus.core.errors import ConfigError
 from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.moments import PairMoments, require_fittable
-from isthmus.maps.quality import fraction_unexplained
+from isthmus.maps.quality import fraction_unexplained, require_scorable
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
@@ -48,24 +49,82 @@ class Candidate(NamedTuple):
     weight: Float[Tensor, "d_source d_target"]
 
 
-def ridge_weights(train: PairMoments, strengths: tuple[float, ...]) -> Iterator[Candidate]:
-    """Yields every strength with its ridge weight, at the price of one eigendecomposition.
+class RidgePath:
+    """The ridge weights of all strengths, at the price of one eigendecomposition.
 
     W(s) = (Sxx + s ē I)⁻¹ Sxy, where ē = tr(Sxx) / d_source.
 
     Args:
         train: Moments of the training pairs.
-        strengths: Finite positive strengths.
 
-    Yields:
-        Candidate: One per strength, in the order given.
+    Attributes:
+        eigenvalues: Of Sxx, not negative, upwards.
+        rotated: Qᵀ Sxy, row i belonging to eigenvalue i.
     """
-    eigenvalues, basis = torch.linalg.eigh(train.source_scatter)
-    eigenvalues = eigenvalues.clamp(min=0)  # rounding leaves tiny negative ones when n < d_source
-    rotated = basis.T @ train.cross_scatter
-    for strength in strengths:
-        penalised = eigenvalues + strength * eigenvalues.mean()
-        yield Candidate(strength, basis @ (rotated / penalised[:, None]))
+
+    def __init__(self, train: PairMoments) -> None:
+        self._train = train
+        eigenvalues, self._basis = torch.linalg.eigh(train.source_scatter)
+        # Rounding leaves tiny negative ones when n < d_source.
+        self.eigenvalues = eigenvalues.clamp(min=0)
+        self.rotated = self._basis.T @ train.cross_scatter
+
+    def weight(self, strength: float) -> Float[Tensor, "d_source d_target"]:
+        """Returns the weight of one strength, float64."""
+        return self._basis @ (self.rotated / self.penalised(strength)[:, None])
+
+    def penalised(self, strength: float) -> Float[Tensor, " d_source"]:
+        """Returns the eigenvalues of Sxx + s ē I."""
+        return self.eigenvalues + strength * self.eigenvalues.mean()
+
+    def unexplained(
+        self, strengths: tuple[float, ...], selection: PairMoments
+    ) -> Float[Tensor, " strength"]:
+        """Measures every strength on other pairs, at the price of a few products for all of them.
+
+        With P = diag(1 / (e + s ē)) and R = Qᵀ Sxy, so that W = Q P R, the error of W on pairs with
+        the scatters S is tr Syy - 2 Σ P (R ∘ Qᵀ Sxy) + Σ P (R Rᵀ ∘ Qᵀ Sxx Q) P + n |offset|².
+
+        Refuses pairs of other widths (`ShapeError`), fewer than two and targets that never vary
+        (`FitError`).
+
+        Args:
+            strengths: Finite positive strengths.
+            selection: Moments of the other pairs.
+
+        Returns:
+            What `fraction_unexplained` says of the weight of each, at least 0.
+        """
+        total = require_scorable(self._train.d_source, self._train.d_target, selection)
+        basis, rotated = self._basis, self.rotated
+        inverses = 1 / torch.stack([self.penalised(strength) for strength in strengths])
+        cross = (rotated * (basis.T @ selection.cross_scatter)).sum(1)
+        spread = (rotated @ rotated.T) * (basis.T @ selection.source_scatter @ basis)
+        shift = (selection.source_mean - self._train.source_mean) @ basis
+        offset = (inverses * shift) @ rotated + self._train.target_mean - selection.target_mean
+        error = (
+            selection.target_total
+            - 2 * inverses @ cross
+            + ((inverses @ spread) * inverses).sum(1)
+            + selection.n * offset.square().sum(1)
+        )
+        # For a perfect map the terms cancel up to rounding, which may leave a tiny negative sum.
+        return error.clamp(min=0) / total
+
+    def best_on(self, selection: PairMoments, strengths: tuple[float, ...]) -> Candidate:
+        """Chooses the strength that leaves the least unexplained on other pairs.
+
+        Refuses what `unexplained` refuses.
+
+        Args:
+            selection: Moments of pairs that were not fitted on.
+            strengths: Finite positive strengths, at least one.
+
+        Returns:
+            The best one with its weight; of equals the first.
+        """
+        best = strengths[int(self.unexplained(strengths, selection).argmin())]
+        return Candidate(best, self.weight(best))
 
 
 def best_on(
@@ -130,7 +189,6 @@ class RidgeFitter:
             A float32 map whose `details` hold the chosen strength.
         """
         require_fittable(train, "a ridge map")
-        candidates = ridge_weights(train, self.strengths)
-        strength, weight = best_on(selection, train, candidates)
+        strength, weight = RidgePath(train).best_on(selection, self.strengths)
         details = {"strength": strength}
         return affine_from_fit(weight, train.source_mean, train.target_mean, "ridge", details)

@@ -16,7 +16,7 @@ from isthmus.core.errors import ConfigError
 from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.fitting import OnStep, no_step
 from isthmus.maps.moments import PairMoments, require_fittable
-from isthmus.maps.ridge import STRENGTHS, RidgeFitter, best_on, require_strengths, ridge_weights
+from isthmus.maps.ridge import STRENGTHS, RidgeFitter, RidgePath, require_strengths
 from isthmus.maps.rows import PairedRows
 
 _ROWS_AT_ONCE = 8192
@@ -215,9 +215,7 @@ class HuberRidgeFitter:
         """
         moments = [rows.moments for rows in (train, selection)]
         require_fittable(moments[0], "a robust ridge map")
-        strength, weight = best_on(
-            moments[1], moments[0], ridge_weights(moments[0], self.strengths)
-        )
+        strength, weight = RidgePath(moments[0]).best_on(moments[1], self.strengths)
         errors = _errors(train, moments[0], weight)
         threshold = self.factor * float(errors.median())
         for step in range(self.n_passes):
@@ -231,9 +229,7 @@ class HuberRidgeFitter:
                 for rows, some in zip((train, selection), weights, strict=True)
             ]
             before = weight
-            strength, weight = best_on(
-                moments[1], moments[0], ridge_weights(moments[0], self.strengths)
-            )
+            strength, weight = RidgePath(moments[0]).best_on(moments[1], self.strengths)
             if float((weight - before).norm()) <= self.tolerance * float(weight.norm()):
                 break
         less = _huber_weights(_errors(train, moments[0], weight), threshold) < 1

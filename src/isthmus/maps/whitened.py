@@ -22,7 +22,7 @@ from isthmus.core.errors import ConfigError, FitError
 from isthmus.maps.base import AffineMap, affine_from_fit
 from isthmus.maps.fitting import TwoWayMoments
 from isthmus.maps.moments import PairMoments, require_fittable
-from isthmus.maps.ridge import STRENGTHS, Candidate, best_on, require_strengths, ridge_weights
+from isthmus.maps.ridge import STRENGTHS, Candidate, RidgePath, best_on, require_strengths
 
 SHRINKAGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
@@ -65,9 +65,7 @@ class StandardisedRidgeFitter:
         require_fittable(train, "a standardised ridge map")
         scales = _deviations(train.source_scatter.diagonal()), _deviations(train.target_scatter)
         scaled = train.scaled(*scales)
-        strength, weight = best_on(
-            selection.scaled(*scales), scaled, ridge_weights(scaled, self.strengths)
-        )
+        strength, weight = RidgePath(scaled).best_on(selection.scaled(*scales), self.strengths)
         weight = weight / scales[0][:, None] * scales[1]
         details = {"strength": strength}
         return affine_from_fit(

@@ -47,6 +47,16 @@ def test_batches_longer_than_one_chunk_are_summed_whole():
     assert_moments_are_those_of(moments_of(x, y), x, y)
 
 
+@pytest.mark.parametrize(("d_source", "d_target"), [(300, 3), (3, 600), (300, 600)])
+def test_wide_activations_are_summed_whole(d_source: int, d_target: int):
+    x, y = independent_noise(1100, d_source, d_target, seed=3)
+    moments = moments_of(x[:40], y[:40])
+    before = moments.source_scatter.clone()
+    moments.update(x[40:], y[40:])
+    torch.testing.assert_close(before, before.T)
+    assert_moments_are_those_of(moments, x, y)
+
+
 def test_moments_survive_activations_that_lie_far_from_zero():
     x, y = independent_noise(500, 3, 2, seed=2)
     far = PairMoments(3, 2)

@@ -8,7 +8,8 @@ from tests.unit.maps.pairs import independent_noise, linear_pairs, moments_of, r
 
 from isthmus.core.errors import ConfigError, FitError, NonFiniteError, ShapeError
 from isthmus.maps import PairMoments, RidgeFitter, held_out_quality
-from isthmus.maps.ridge import ridge_weights
+from isthmus.maps.quality import fraction_unexplained
+from isthmus.maps.ridge import STRENGTHS, RidgePath
 
 
 @settings(deadline=None, max_examples=25)
@@ -37,11 +38,32 @@ def test_a_direction_arrives_as_its_image_when_targets_are_linear_in_sources(
 
 def test_strengths_mean_the_same_whatever_the_scale_and_number_of_pairs():
     x, y = linear_pairs(300, random_weight(5, 4), noise=1.0)
-    once = dict(ridge_weights(moments_of(x, y), (0.3,)))[0.3]
-    scaled = dict(ridge_weights(moments_of(100 * x, 100 * y), (0.3,)))[0.3]
-    repeated = dict(ridge_weights(moments_of(x.repeat(4, 1), y.repeat(4, 1)), (0.3,)))[0.3]
+    once = RidgePath(moments_of(x, y)).weight(0.3)
+    scaled = RidgePath(moments_of(100 * x, 100 * y)).weight(0.3)
+    repeated = RidgePath(moments_of(x.repeat(4, 1), y.repeat(4, 1))).weight(0.3)
     torch.testing.assert_close(scaled, once)
     torch.testing.assert_close(repeated, once)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    d_source=st.integers(1, 9),
+    d_target=st.integers(1, 9),
+    n=st.integers(2, 30),
+    offset=st.floats(-50, 50),
+    seed=st.integers(0, 10_000),
+)
+def test_errors_in_the_basis_of_the_training_pairs_are_those_of_the_weights(
+    d_source: int, d_target: int, n: int, offset: float, seed: int
+):
+    x, y = linear_pairs(60, random_weight(d_source, d_target, seed), noise=0.5, seed=seed)
+    train, selection = moments_of(x[:n], y[:n]), moments_of(x[30:] + offset, y[30:] - offset)
+    path = RidgePath(train)
+    weights = [path.weight(strength) for strength in STRENGTHS]
+    means = train.source_mean, train.target_mean
+    expected = [fraction_unexplained(weight, *means, selection) for weight in weights]
+    found = path.unexplained(STRENGTHS, selection)
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-6, atol=1e-9)
 
 
 def test_the_strength_is_the_best_on_the_selection_pairs_not_on_the_training_pairs():
@@ -62,7 +84,8 @@ def test_the_strength_is_the_best_on_the_selection_pairs_not_on_the_training_pai
 
 def test_more_strength_means_a_smaller_map():
     x, y = linear_pairs(100, random_weight(6, 4), noise=1.0)
-    norms = [w.norm().item() for _, w in ridge_weights(moments_of(x, y), (1e-3, 1e-1, 1e1, 1e3))]
+    path = RidgePath(moments_of(x, y))
+    norms = [path.weight(strength).norm().item() for strength in (1e-3, 1e-1, 1e1, 1e3)]
     assert norms == sorted(norms, reverse=True)
     assert norms[-1] < 0.01 * norms[0]
 

@@ -13,7 +13,7 @@ from isthmus.maps import (
     TwoWayMoments,
     WhitenedProcrustesFitter,
 )
-from isthmus.maps.ridge import ridge_weights
+from isthmus.maps.ridge import RidgePath
 
 
 def two_way(x: Tensor, y: Tensor) -> TwoWayMoments:
@@ -52,7 +52,7 @@ def test_whitening_the_source_before_ridge_only_shortens_another_ridge_map():
     inner = white.T @ train.source_scatter @ white + penalty * torch.eye(5, dtype=x.dtype)
     through = white @ torch.linalg.solve(inner, white.T @ train.cross_scatter)
     strength = shrinkage * penalty / (1 + penalty)
-    plain = dict(ridge_weights(train, (strength,)))[strength]
+    plain = RidgePath(train).weight(strength)
     torch.testing.assert_close(through, plain / (1 + penalty))
 
 
