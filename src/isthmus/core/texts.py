@@ -95,17 +95,18 @@ def pad_batch(
 
 
 def length_buckets(
-    lengths: Sequence[int], batch_size: int, *, max_padding: int | None = None
+    lengths: Sequence[int], batch_size: int, *, pass_cost: int | None = None
 ) -> list[list[int]]:
     """Groups indices into batches of like length, longest first, so that little is padded.
 
     Args:
         lengths: Length of every text.
         batch_size: Most texts in one batch, at least 1.
-        max_padding: Most padded tokens in one batch; as many as it takes when not given.
+        pass_cost: What a batch costs beside its tokens, padding included, counted in tokens, not
+            negative: batches are cut where all of them cost least. When not given, they are filled.
 
     Returns:
-        Every index once; without `max_padding` all batches but the last are full.
+        Every index once; without `pass_cost` all batches but the last are full.
 
     Raises:
         ConfigError: If `batch_size` is below 1.
@@ -113,15 +114,29 @@ def length_buckets(
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if max_padding is None:
+    if pass_cost is None:
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    buckets: list[list[int]] = []
-    n_padded = 0
-    for i in order:
-        more = lengths[buckets[-1][0]] - lengths[i] if buckets else 0
-        if not buckets or len(buckets[-1]) == batch_size or n_padded + more > max_padding:
-            buckets.append([])
-            n_padded = more = 0
-        buckets[-1].append(i)
-        n_padded += more
+    ends = _cheapest_ends([lengths[i] for i in order], batch_size, pass_cost)
+    buckets, start = [], 0
+    while start < len(order):
+        buckets.append(order[start : ends[start]])
+        start = ends[start]
     return buckets
+
+
+def _cheapest_ends(falling: Sequence[int], batch_size: int, pass_cost: int) -> list[int]:
+    """Returns for every text where a batch that begins with it ends, if none before it matters."""
+    n = len(falling)
+    costs, ends = [0] * (n + 1), [n] * n
+    for start in reversed(range(n)):
+        longest = falling[start]
+        least = None
+        for end in range(start + 1, min(start + batch_size, n) + 1):
+            # The last one alone would be cheaper.
+            if longest - falling[end - 1] > pass_cost:
+                break
+            cost = pass_cost + (end - start) * longest + costs[end]
+            if least is None or cost <= least:
+                least, ends[start] = cost, end
+        costs[start] = least or 0
+    return ends

@@ -83,7 +83,7 @@ def padded_batches(
     side: Side,
     batch_size: int,
     *,
-    max_padding: int | None = None,
+    pass_cost: int | None = None,
 ) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
     """Yields batches of texts of like length, with their indices.
 
@@ -92,12 +92,12 @@ def padded_batches(
         texts: What to read.
         side: Where the padding goes.
         batch_size: Most texts in one batch.
-        max_padding: Most padded tokens in one batch, if there is a bound.
+        pass_cost: What a pass costs beside its tokens, in tokens, if batches are to be cut for it.
 
     Yields:
         tuple[tuple[int, ...], TokenBatch]: Indices of the texts, and the texts padded to the
             longest of them.
     """
     lengths = [len(text) for text in texts]
-    for indices in length_buckets(lengths, batch_size, max_padding=max_padding):
+    for indices in length_buckets(lengths, batch_size, pass_cost=pass_cost):
         yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)

@@ -14,9 +14,10 @@ from isthmus.models.batching import OnBatch, check_texts, ignore, padded_batches
 from isthmus.models.hooks import run_until_captured
 from isthmus.models.language_model import LanguageModel
 
-# Up to so many padded tokens cost less than a pass of their own: an accelerator is faster per
-# token, and no faster at starting a pass.
-_MAX_PADDING_CPU, _MAX_PADDING_ELSEWHERE = 128, 2048
+# A pass costs as much as so many tokens before it has read one. A processor reads every weight
+# once, 13 to 60 tokens' worth for widths of 64 to 2,048; an accelerator is faster per token, and no
+# faster at starting a pass.
+_PASS_COST_CPU, _PASS_COST_ELSEWHERE = 32, 2048
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def capture_activations(
 ) -> Iterator[CapturedBatch]:
     """Yields the activations of texts in batches of like length, longest first.
 
-    A batch is cut short where its padding would cost more than a batch of its own. Nothing after
+    Batches are cut where padding would cost more than a batch of its own. Nothing after
     the last of the sites is computed; the language-model head never runs.
 
     Args:
@@ -86,8 +87,8 @@ def _captured_batches(
     batch_size: int,
     on_batch: OnBatch,
 ) -> Iterator[CapturedBatch]:
-    padding = _MAX_PADDING_CPU if lm.device.type == "cpu" else _MAX_PADDING_ELSEWHERE
-    for indices, batch in padded_batches(lm, texts, "right", batch_size, max_padding=padding):
+    cost = _PASS_COST_CPU if lm.device.type == "cpu" else _PASS_COST_ELSEWHERE
+    for indices, batch in padded_batches(lm, texts, "right", batch_size, pass_cost=cost):
         # Found on the host: an accelerator would have to be waited for, site by site.
         real = batch.is_real.flatten().nonzero().squeeze(1)
         # Selected outside inference mode: fits with gradients can use what comes out.

@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import accumulate, combinations, pairwise
 
 import pytest
 import torch
@@ -81,20 +81,33 @@ def test_full_buckets_never_need_more_padding_than_the_given_order(lengths, batc
     assert padded(length_buckets(lengths, batch_size)) <= padded(as_given)
 
 
-@given(lengths=LENGTHS, batch_size=st.integers(1, 9), max_padding=st.integers(0, 60))
+@given(
+    lengths=st.lists(st.integers(0, 50), max_size=9),
+    batch_size=st.integers(1, 9),
+    pass_cost=st.integers(0, 60),
+)
 @settings(deadline=None)
-def test_a_bucket_ends_where_the_next_text_would_bring_too_much_padding(
-    lengths, batch_size, max_padding
+def test_buckets_are_cut_where_passes_and_padding_together_cost_least(
+    lengths, batch_size, pass_cost
 ):
-    def padding(bucket):
-        return sum(lengths[bucket[0]] - lengths[i] for i in bucket)
-
-    buckets = length_buckets(lengths, batch_size, max_padding=max_padding)
+    buckets = length_buckets(lengths, batch_size, pass_cost=pass_cost)
     order = [index for bucket in buckets for index in bucket]
     assert order == [i for bucket in length_buckets(lengths, batch_size) for i in bucket]
-    assert all(padding(one) <= max_padding and len(one) <= batch_size for one in buckets)
-    for one, after in pairwise(buckets):
-        assert len(one) == batch_size or padding([*one, after[0]]) > max_padding
+    assert all(1 <= len(one) <= batch_size for one in buckets)
+
+    def cost(sizes):
+        starts = accumulate((0, *sizes))
+        heads = [lengths[order[start]] for start in starts if start < len(order)]
+        return sum(pass_cost + n * head for n, head in zip(sizes, heads, strict=True))
+
+    everything = (
+        [*map(len, cut)]
+        for n_cuts in range(len(order) or 1)
+        for places in combinations(range(1, len(order)), n_cuts)
+        if (cut := [order[i:j] for i, j in pairwise((0, *places, len(order))) if j > i])
+    )
+    best = min((cost(sizes) for sizes in everything if max(sizes) <= batch_size), default=0)
+    assert cost([*map(len, buckets)]) == best
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

@@ -25,7 +25,8 @@ def test_every_text_comes_once_with_one_row_per_token_and_no_padding(lm, texts):
     told = []
     batches = list(capture_activations(lm, texts, SITES, batch_size=2, on_batch=told.append))
     assert sorted(i for batch in batches for i in batch.indices) == [0, 1, 2, 3, 4]
-    assert told == [2, 2, 1]
+    assert told == [len(batch.indices) for batch in batches]
+    assert max(told) <= 2
     for batch in batches:
         assert batch.row_lengths == tuple(len(texts[i]) for i in batch.indices)
         assert set(batch.values) == set(SITES)
