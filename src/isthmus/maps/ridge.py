@@ -2,7 +2,7 @@
 
 1. Sxx = Q diag(e) Qᵀ is decomposed once.
 2. Every strength s gives W = Q diag(1 / (e + s ē)) Qᵀ Sxy, where ē is the mean eigenvalue.
-3. The selection pairs are turned into the same basis, in which the error of any strength costs a few
+3. The selection pairs are turned into the same basis, where the error of any strength costs a few
    sums; the strength that leaves the least unexplained is kept, and only its W is computed.
 """
 
@@ -66,12 +66,13 @@ class RidgePath:
         self._train = train
         eigenvalues, self._basis = torch.linalg.eigh(train.source_scatter)
         # Rounding leaves tiny negative ones when n < d_source.
-        self.eigenvalues = eigenvalues.clamp(min=0)
+        self.eigenvalues: Tensor = eigenvalues.clamp(min=0)
         self.rotated = self._basis.T @ train.cross_scatter
 
     def weight(self, strength: float) -> Float[Tensor, "d_source d_target"]:
         """Returns the weight of one strength, float64."""
-        return self._basis @ (self.rotated / self.penalised(strength)[:, None])
+        weight: Tensor = self._basis @ (self.rotated / self.penalised(strength)[:, None])
+        return weight
 
     def penalised(self, strength: float) -> Float[Tensor, " d_source"]:
         """Returns the eigenvalues of Sxx + s ē I."""
@@ -109,7 +110,8 @@ class RidgePath:
             + selection.n * offset.square().sum(1)
         )
         # For a perfect map the terms cancel up to rounding, which may leave a tiny negative sum.
-        return error.clamp(min=0) / total
+        shares: Tensor = error.clamp(min=0) / total
+        return shares
 
     def best_on(self, selection: PairMoments, strengths: tuple[float, ...]) -> Candidate:
         """Chooses the strength that leaves the least unexplained on other pairs.
