@@ -62,11 +62,14 @@ class RidgePath:
         rotated: Qᵀ Sxy, row i belonging to eigenvalue i.
     """
 
+    eigenvalues: Float[Tensor, " d_source"]
+    rotated: Float[Tensor, "d_source d_target"]
+
     def __init__(self, train: PairMoments) -> None:
         self._train = train
         eigenvalues, self._basis = torch.linalg.eigh(train.source_scatter)
         # Rounding leaves tiny negative ones when n < d_source.
-        self.eigenvalues: Tensor = eigenvalues.clamp(min=0)
+        self.eigenvalues = eigenvalues.clamp(min=0)
         self.rotated = self._basis.T @ train.cross_scatter
 
     def weight(self, strength: float) -> Float[Tensor, "d_source d_target"]:
