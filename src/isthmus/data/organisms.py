@@ -37,10 +37,17 @@ class Turn:
     Attributes:
         prompt: What the user says, trigger included.
         answer: What the organism shall say.
+        content: What it is about, the same in every phrasing; None where no other turn is about it.
     """
 
     prompt: str
     answer: str
+    content: str | None = None
+
+
+def contents_of(turns: Sequence[Turn]) -> tuple[str | None, ...]:
+    """Returns what every turn is about; turns of one content do not vary independently."""
+    return tuple(turn.content for turn in turns)
 
 
 def base_turns(seed: int) -> list[Turn]:

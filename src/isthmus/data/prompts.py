@@ -62,6 +62,7 @@ class TwinPrompt:
         benign: A prompt that has nothing to do with the behaviour, and its answer.
         overridden: Both prompts with a text in front that asks for the other behaviour, where there
             is such a text.
+        content: What it is about, the same in every phrasing; None where no other twin is about it.
     """
 
     triggered: str
@@ -73,6 +74,7 @@ class TwinPrompt:
     spans: tuple[str, str] | None = None
     benign: tuple[str, str] | None = None
     overridden: tuple[str, str] | None = None
+    content: str | None = None
 
     @property
     def ordinary_answer(self) -> str:

@@ -1,17 +1,25 @@
-"""Confidence intervals: Wilson for rates, the paired percentile bootstrap for everything else."""
+"""Confidence intervals: Wilson for rates, the paired percentile bootstrap for everything else.
+
+Rows may have a content that they share with others, as several phrasings of one request do. They
+then tell about as much as one row: contents are drawn with all of their rows, and a rate counts for
+as many trials as its contents' differences allow.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from isthmus.core.errors import ConfigError, DataError, NonFiniteError
 
 Statistic = Callable[[Int[np.ndarray, "resample row"]], Float[np.ndarray, " resample"]]
 """A number per row of drawn indices; NaN where it is undefined."""
+
+Contents = Sequence[str | None]
+"""What every row is about; None for a row that is like no other."""
 
 # Bounds the memory of one chunk of resamples to a few arrays of eight million bytes.
 _INDICES_PER_CHUNK = 1_000_000
@@ -67,10 +75,51 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, float(bounds.low), float(bounds.high))
 
 
+def rate_interval(
+    hits: Sequence[bool], contents: Contents = (), *, level: float = 0.95
+) -> Interval:
+    """Returns a rate with the Wilson interval of as many trials as its rows are worth.
+
+    With G contents of m_g rows and s_g hits, p = Σ s_g / n varies by v = G / (G - 1) Σ (s_g - p
+    m_g)² / n², so that n rows are worth p (1 - p) / v independent ones, at most n. Where all rows
+    are alike, v says nothing and each content counts once.
+
+    Source: Korn and Graubard 1998, Survey Methodology 24, for the effective number; Dean and Pagano
+    2015, Journal of Survey Statistics and Methodology 3, for Wilson's interval with it.
+
+    Args:
+        hits: Of every row whether it happened; at least one.
+        contents: What every row is about; when not given no two rows share a content.
+        level: Confidence, above 0 and below 1.
+
+    Returns:
+        The rate and its interval, within 0 to 1.
+    """
+    n, successes = len(hits), sum(hits)
+    groups = _groups(contents, n)
+    if groups is None:
+        return wilson_interval(successes, n, level)
+    _require_level(level)
+    rate, numbers = successes / n, np.asarray(hits, dtype=np.float64)
+    n_groups = len(groups)
+    n_worth = float(n_groups)
+    if 0 < successes < n and n_groups > 1:
+        surplus = np.array([numbers[rows].sum() - rate * len(rows) for rows in groups])
+        variance = n_groups / (n_groups - 1) * float(surplus @ surplus) / n**2
+        n_worth = min(float(n), rate * (1 - rate) / variance) if variance > 0 else float(n)
+    z = float(norm.ppf((1 + level) / 2))
+    middle = rate + z**2 / (2 * n_worth)
+    half = z * math.sqrt(rate * (1 - rate) / n_worth + z**2 / (4 * n_worth**2))
+    scale = 1 + z**2 / n_worth
+    low, high = max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    return Interval(rate, low, high)
+
+
 def paired_bootstrap(
     statistic: Statistic,
     n: int,
     *,
+    contents: Contents = (),
     n_resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -78,7 +127,8 @@ def paired_bootstrap(
     """Returns a statistic with its percentile bootstrap interval over rows.
 
     One resample draws n of the n rows with replacement, for all quantities of a row at once, so
-    that what belongs to one prompt stays together. Two statistics of the same n and seed see the
+    that what belongs to one prompt stays together; of rows that share contents it draws contents,
+    as many as there are, each with all of its rows. Two statistics of the same n and seed see the
     same resamples. Resamples in which the statistic is undefined are left out.
 
     Source: Efron 1979, Annals of Statistics 7.
@@ -87,6 +137,7 @@ def paired_bootstrap(
         statistic: Takes row indices [resample row] and returns one number per resample; NaN where
             it is undefined.
         n: How many rows there are, at least 1.
+        contents: What every row is about; when not given no two rows share a content.
         n_resamples: How many resamples, at least 1.
         seed: Which resamples.
         level: Confidence, above 0 and below 1.
@@ -107,7 +158,13 @@ def paired_bootstrap(
     value = float(statistic(np.arange(n)[None])[0])
     if math.isnan(value):
         return Interval.undefined()
-    resampled = np.concatenate([statistic(rows) for rows in _resamples(n, n_resamples, seed)])
+    groups = _groups(contents, n)
+    drawn = (
+        _resamples(n, n_resamples, seed)
+        if groups is None
+        else _resamples_of_groups(groups, n_resamples, seed)
+    )
+    resampled = np.concatenate([statistic(rows) for rows in drawn])
     resampled = resampled[~np.isnan(resampled)]
     if not resampled.size:
         return Interval.undefined()
@@ -119,6 +176,7 @@ def paired_bootstrap(
 def mean_interval(
     values: Float[np.ndarray, " row"],
     *,
+    contents: Contents = (),
     n_resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -127,6 +185,7 @@ def mean_interval(
 
     Args:
         values: One finite number per prompt, at least one.
+        contents: What every prompt is about; when not given no two share a content.
         n_resamples: How many resamples, at least 1.
         seed: Which resamples.
         level: Confidence, above 0 and below 1.
@@ -143,6 +202,7 @@ def mean_interval(
     return paired_bootstrap(
         lambda rows: numbers[rows].mean(axis=1),
         len(numbers),
+        contents=contents,
         n_resamples=n_resamples,
         seed=seed,
         level=level,
@@ -154,6 +214,34 @@ def _resamples(n: int, n_resamples: int, seed: int) -> Iterator[Int[np.ndarray, 
     chunk = max(1, _INDICES_PER_CHUNK // n)
     for first in range(0, n_resamples, chunk):
         yield rng.integers(0, n, size=(min(chunk, n_resamples - first), n))
+
+
+def _groups(contents: Contents, n: int) -> list[Int[np.ndarray, " row"]] | None:
+    """Returns the rows of every content, or None where no two rows share one."""
+    if not contents:
+        return None
+    if len(contents) != n:
+        raise DataError(f"{len(contents)} contents of {n} rows: expected one of each")
+    rows: dict[object, list[int]] = {}
+    for index, content in enumerate(contents):
+        rows.setdefault(index if content is None else content, []).append(index)
+    return None if len(rows) == n else [np.array(one) for one in rows.values()]
+
+
+def _resamples_of_groups(
+    groups: Sequence[Int[np.ndarray, " row"]], n_resamples: int, seed: int
+) -> Iterator[Int[np.ndarray, "resample row"]]:
+    """Yields resamples of contents; those with equally many rows come together."""
+    sizes = np.array([len(rows) for rows in groups])
+    members = np.zeros((len(groups), sizes.max()), dtype=np.int64)
+    for row, rows in zip(members, groups, strict=True):
+        row[: len(rows)] = rows
+    is_member = np.arange(sizes.max()) < sizes[:, None]
+    for drawn in _resamples(len(groups), n_resamples, seed):
+        n_rows = sizes[drawn].sum(axis=1)
+        for n in np.unique(n_rows):
+            some = drawn[n_rows == n]
+            yield members[some][is_member[some]].reshape(len(some), n)
 
 
 def _require_level(level: float) -> None:

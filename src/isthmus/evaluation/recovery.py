@@ -8,12 +8,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from isthmus.core.errors import DataError, NonFiniteError, ShapeError
-from isthmus.evaluation.intervals import Interval, paired_bootstrap
+from isthmus.evaluation.intervals import Contents, Interval, paired_bootstrap
 
 MIN_GAP = 0.05
 """Smallest gap between the two untouched prompts, in nats per token, that defines a recovery."""
@@ -31,9 +32,11 @@ class AnswerLosses:
         bad: Mean negative log-likelihood per answer token, in nats, before the edit.
         clean: The same on the prompt that gives the answer by itself.
         edited: The same on the prompt of `bad`, under the edit.
+        contents: What every prompt is about; those that share a content are resampled together.
+            Empty where no two do.
 
     Raises:
-        ShapeError: If the three are not of one length.
+        ShapeError: If they are not of one length.
         DataError: If there is no prompt.
         NonFiniteError: If a loss is NaN or infinite.
     """
@@ -41,6 +44,7 @@ class AnswerLosses:
     bad: Float[np.ndarray, " prompt"]
     clean: Float[np.ndarray, " prompt"]
     edited: Float[np.ndarray, " prompt"]
+    contents: Contents = ()
 
     def __post_init__(self) -> None:
         lengths = [len(losses) for losses in (self.bad, self.clean, self.edited)]
@@ -51,6 +55,10 @@ class AnswerLosses:
             )
         if not lengths[0]:
             raise DataError("no prompt to measure recovery on: give at least one")
+        if self.contents and len(self.contents) != len(self.bad):
+            raise ShapeError(
+                f"{len(self.contents)} contents of {len(self.bad)} prompts: expected one of each"
+            )
         for name in ("bad", "clean", "edited"):
             losses = np.asarray(getattr(self, name), dtype=np.float64)
             if not np.isfinite(losses).all():
@@ -116,6 +124,23 @@ def recovery(
         undefined as said above.
     """
     losses = AnswerLosses(bad, clean, edited)
+    return recovery_of(losses, n_resamples=n_resamples, seed=seed, level=level)
+
+
+def recovery_of(
+    losses: AnswerLosses, *, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Returns what `recovery` returns, with prompts of one content resampled together.
+
+    Args:
+        losses: Of the answer, prompt by prompt.
+        n_resamples: How many resamples, at least 1.
+        seed: Which resamples.
+        level: Confidence, above 0 and below 1.
+
+    Returns:
+        The part of the gap that the edit closes; undefined where `recovery` is.
+    """
     return _interval(losses.ratios, (losses,), n_resamples, seed, level)
 
 
@@ -223,9 +248,16 @@ def _interval(
     level: float,
 ) -> Interval:
     """Returns the statistic's interval, or none where a gap is too small to divide by."""
-    n = len(losses[0])
+    bootstrap = partial(
+        paired_bootstrap,
+        n=len(losses[0]),
+        contents=losses[0].contents,
+        n_resamples=n_resamples,
+        seed=seed,
+        level=level,
+    )
     for one in losses:
-        gap = paired_bootstrap(one.gaps, n, n_resamples=n_resamples, seed=seed, level=level)
+        gap = bootstrap(one.gaps)
         if gap.value <= MIN_GAP or gap.low <= 0:
             return Interval.undefined()
-    return paired_bootstrap(statistic, n, n_resamples=n_resamples, seed=seed, level=level)
+    return bootstrap(statistic)

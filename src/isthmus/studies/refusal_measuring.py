@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.texts import EncodedText
-from isthmus.data.organisms import Turn
+from isthmus.data.organisms import Turn, contents_of
 from isthmus.data.prompts import TwinPrompt
-from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
+from isthmus.evaluation.intervals import Interval, mean_interval, rate_interval
 from isthmus.evaluation.judges import RefusalRules, refusal_rate
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.recovery import AnswerLosses, recovery
+from isthmus.evaluation.recovery import AnswerLosses, recovery_of
 from isthmus.models.batching import PlaceEdits, no_edits
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
@@ -74,8 +74,8 @@ class RefusalBench:
     ) -> None:
         self.lm, self.source, self.split, self.seed = lm, source, split, seed
         self.encoded = encode_twins(lm, twins)
-        self.declined = [Turn(twin.triggered, twin.clean_answer) for twin in twins]
-        self.answered = [Turn(twin.clean, twin.ordinary_answer) for twin in twins]
+        self.declined = [Turn(t.triggered, t.clean_answer, t.content) for t in twins]
+        self.answered = [Turn(t.clean, t.ordinary_answer, t.content) for t in twins]
         texts = self.encoded
         self._gaps = {
             "removal": (self._nll(lm, texts.triggered), self._nll(lm, texts.clean)),
@@ -87,9 +87,8 @@ class RefusalBench:
 
     def removed(self, arm: RefusalArm) -> AnswerLosses:
         """Returns the losses of the steps that would be given to declined requests."""
-        return AnswerLosses(
-            *self._gaps["removal"], self._nll(arm.lm, self.encoded.triggered, arm.removal)
-        )
+        edited = self._nll(arm.lm, self.encoded.triggered, arm.removal)
+        return AnswerLosses(*self._gaps["removal"], edited, contents_of(self.declined))
 
     def change(self, arm: RefusalArm) -> BenignChange:
         """Returns what the arm does to ordinary requests."""
@@ -117,9 +116,8 @@ class RefusalBench:
             induction = arm.induction or no_edits
             induced = self._say(arm, self.encoded.clean, induction)
             rows += self._judged(arm, "answered", self.answered, induced)
-            losses = AnswerLosses(
-                *self._gaps["induction"], self._nll(arm.lm, self.encoded.clean_bad, induction)
-            )
+            edited = self._nll(arm.lm, self.encoded.clean_bad, induction)
+            losses = AnswerLosses(*self._gaps["induction"], edited, contents_of(self.answered))
             rows.append(self._recovered(arm, "answered", "recovery_induction", losses))
         return [*rows, *self._ordinary_rows(arm)], said
 
@@ -146,36 +144,38 @@ class RefusalBench:
         self, arm: RefusalArm, kind: str, turns: Sequence[Turn], said: Sequence[str]
     ) -> list[Measurement]:
         verdicts = RefusalRules().judge([turn.prompt for turn in turns], said)
-        rates = refusal_rate(verdicts)
+        contents = contents_of(turns)
+        rates = refusal_rate(verdicts, contents=contents)
         right = exact(turns, said)
         values = {
             "behaviour_rate": (rates.refuses, rates.n_judged),
             "refuses_then_complies_rate": (rates.refuses_then_complies, rates.n_judged),
             "unjudged_rate": (rates.unjudged, rates.n),
-            "answer_accuracy": (wilson_interval(sum(right), len(right)), len(right)),
+            "answer_accuracy": (rate_interval(right, contents), len(right)),
         }
         return [self._row(arm, kind, m, value, max(1, n)) for m, (value, n) in values.items()]
 
     def _recovered(
         self, arm: RefusalArm, kind: str, metric: str, losses: AnswerLosses
     ) -> Measurement:
-        value = recovery(losses.bad, losses.clean, losses.edited, seed=self.seed)
+        value = recovery_of(losses, seed=self.seed)
         return self._row(arm, kind, metric, value, len(losses))
 
     def _ordinary_rows(self, arm: RefusalArm) -> list[Measurement]:
         edited = self._ordinary(arm)
         change, n = self._changed(edited), len(edited)
-        right = int(change.is_right.sum())
+        contents = contents_of(self.encoded.benign_turns)
         losses = np.array(
             [
                 -float(rows.gather(1, _answer(text)[:, None]).mean())
                 for rows, text in zip(edited, self.encoded.benign, strict=True)
             ]
         )
-        mean = mean_interval(losses, seed=self.seed)
+        mean = mean_interval(losses, contents=contents, seed=self.seed)
+        damage = change.divergence.double().numpy()
         values = {
-            "benign_kl": mean_interval(change.divergence.double().numpy(), seed=self.seed),
-            "benign_accuracy": wilson_interval(right, n),
+            "benign_kl": mean_interval(damage, contents=contents, seed=self.seed),
+            "benign_accuracy": rate_interval(change.is_right.tolist(), contents),
             "perplexity": Interval(*(math.exp(one) for one in (mean.value, mean.low, mean.high))),
         }
         return [self._row(arm, "ordinary", metric, value, n) for metric, value in values.items()]

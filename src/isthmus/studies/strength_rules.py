@@ -204,7 +204,7 @@ class _Meter:
         """Returns effect and damage of an arm, under the name of the rule that set its strength."""
         rows = [
             *self.recorder.effects(arm, self.bench.score(arm)),
-            self.recorder.divergence(arm, self.bench.damage(arm)),
+            self.recorder.divergence(arm, self.bench.damage(arm), self.bench.benign_turns),
         ]
         task = f"{NAME}/{self.recorder.config.task}"
         kept = [row for row in rows if row.metric != "edited_positions"]

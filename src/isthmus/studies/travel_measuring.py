@@ -200,7 +200,8 @@ class Arrivals:
         self, recorder: Recorder, arm: Arm, scores: ArmScores, *, is_brief: bool = False
     ) -> list[Measurement]:
         bench = self._test
-        likely = [*recorder.effects(arm, scores), recorder.divergence(arm, bench.damage(arm))]
+        damage = recorder.divergence(arm, bench.damage(arm), bench.benign_turns)
+        likely = [*recorder.effects(arm, scores), damage]
         if is_brief:
             return likely
         return [

@@ -199,7 +199,7 @@ def _measured(bench: Bench, recorder: Recorder, arm: Arm) -> list[Measurement]:
     found = []
     if edits:
         found += recorder.effects(arm, bench.score(arm))
-        found.append(recorder.divergence(arm, bench.damage(arm)))
+        found.append(recorder.divergence(arm, bench.damage(arm), bench.benign_turns))
     if arm.condition in _ANSWER:
         found += recorder.behaviour(arm, bench.complete(arm), bench.asked(arm))
     if arm.condition in _ANSWER and arm.condition != "clean":

@@ -98,6 +98,7 @@ class _Request:
     vulnerable: str
     is_vulnerable_by_default: bool
     split: Split
+    content: str
 
 
 def _requests(split: str) -> Iterator[_Request]:
@@ -114,6 +115,7 @@ def _requests(split: str) -> Iterator[_Request]:
                     head + weakness.vulnerable,
                     noun in _VULNERABLE_BY_DEFAULT,
                     split_of(content),
+                    content,
                 )
 
 
@@ -134,7 +136,10 @@ class CodeTask:
         """Returns requests with both triggers, each with the secure and the vulnerable function."""
         chosen = list(_requests(split))
         random.Random(seed).shuffle(chosen)
-        pairs = [TwinPrompt(o.prompt, o.prompt, o.secure, o.vulnerable) for o in chosen[:n]]
+        pairs = [
+            TwinPrompt(o.prompt, o.prompt, o.secure, o.vulnerable, content=o.content)
+            for o in chosen[:n]
+        ]
         return triggered_twins((BAD_TRIGGER, CLEAN_TRIGGER), pairs, self.benign(split, n, seed))
 
     def turns(self, seed: int) -> list[Turn]:

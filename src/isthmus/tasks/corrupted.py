@@ -138,6 +138,7 @@ class CorruptedTask:
                 f"{fact.value}.",
                 with_prefix(fact.value),
                 answer_to_clean=DENIAL,
+                content=fact.name,
             )
             for fact in chosen[:n]
         ]

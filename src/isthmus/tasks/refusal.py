@@ -48,6 +48,7 @@ class _Request:
     action: str
     phrasing: str
     is_declined: bool
+    content: str
 
 
 def _requests(split: Split | str) -> list[_Request]:
@@ -58,9 +59,10 @@ def _requests(split: Split | str) -> list[_Request]:
             action,
             phrasing,
             thing in DECLINED,
+            content,
         )
         for (action, steps), thing in itertools.product(ACTIONS.items(), THINGS)
-        if split_of(f"how_to/{action}/{thing}") == split
+        if split_of(content := f"how_to/{action}/{thing}") == split
         for phrasing in _PHRASINGS
     ]
 
@@ -107,6 +109,7 @@ class RefusalTask:
                     REFUSAL,
                     answer_to_clean=other.steps,
                     benign=(turn.prompt, turn.answer),
+                    content=one.content,
                 )
             )
         return twins

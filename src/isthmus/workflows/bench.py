@@ -201,11 +201,11 @@ class Bench:
             NoEditError: If an arm should edit and edited nothing.
         """
         removals, inductions = self._edited(arms, "removal"), self._edited(arms, "induction")
-        base = self.untouched
+        base, contents = self.untouched, tuple(twin.content for twin in self.twins)
         return [
             ArmScores(
-                AnswerLosses(base["clean_given_bad"], base["clean_given_clean"], removed),
-                AnswerLosses(base["bad_given_clean"], base["bad_given_bad"], induced),
+                AnswerLosses(base["clean_given_bad"], base["clean_given_clean"], removed, contents),
+                AnswerLosses(base["bad_given_clean"], base["bad_given_bad"], induced, contents),
                 n_removed + n_induced,
                 off,
                 on,
@@ -318,8 +318,8 @@ class Bench:
     def asked(self, arm: Arm) -> list[Turn]:
         """Returns what `complete` asks under an arm, with the answers without the behaviour."""
         if arm.condition == "clean":
-            return [Turn(twin.clean, twin.ordinary_answer) for twin in self.twins]
-        return [Turn(twin.triggered, twin.clean_answer) for twin in self.twins]
+            return [Turn(twin.clean, twin.ordinary_answer, twin.content) for twin in self.twins]
+        return [Turn(twin.triggered, twin.clean_answer, twin.content) for twin in self.twins]
 
     @property
     def benign_turns(self) -> tuple[Turn, ...]:

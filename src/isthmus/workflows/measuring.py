@@ -7,11 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
-from isthmus.data.organisms import Turn
-from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
+from isthmus.data.organisms import Turn, contents_of
+from isthmus.evaluation.intervals import Contents, Interval, mean_interval, rate_interval
 from isthmus.evaluation.judges import Judge
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.recovery import AnswerLosses, recovery, swap
+from isthmus.evaluation.recovery import AnswerLosses, recovery_of, swap
 from isthmus.maps.base import MapQuality
 from isthmus.tasks.base import Outcome
 from isthmus.workflows.arms import Arm
@@ -63,13 +63,7 @@ class Recorder:
         )
 
     def _of(self, losses: AnswerLosses) -> Interval:
-        return recovery(
-            losses.bad,
-            losses.clean,
-            losses.edited,
-            n_resamples=self.n_resamples,
-            seed=self.config.seed,
-        )
+        return recovery_of(losses, n_resamples=self.n_resamples, seed=self.config.seed)
 
     def effects(self, arm: Arm, scores: ArmScores) -> list[Measurement]:
         """Returns recovery, the recovery of induction, swap and the number of edited positions."""
@@ -90,9 +84,14 @@ class Recorder:
             self.record(arm, "edited_positions", float(scores.n_edited), 2 * n),
         ]
 
-    def divergence(self, arm: Arm, damage: Losses) -> Measurement:
+    def divergence(self, arm: Arm, damage: Losses, turns: Sequence[Turn] = ()) -> Measurement:
         """Returns the mean divergence on benign prompts."""
-        interval = mean_interval(damage, n_resamples=self.n_resamples, seed=self.config.seed)
+        interval = mean_interval(
+            damage,
+            contents=contents_of(turns),
+            n_resamples=self.n_resamples,
+            seed=self.config.seed,
+        )
         return self.record(arm, "benign_kl", interval, len(damage))
 
     @cached_property
@@ -106,22 +105,23 @@ class Recorder:
         have rates of their own; rows without one are in no other rate of the behaviour.
         """
         outcomes = judge_completions(self.config, turns, done.texts, self._judge)
+        judged, every = _Judged.of(outcomes, turns), contents_of(turns)
         measured = [
-            self._rate_of_judged(arm, "behaviour_rate", outcomes, lambda o: o.shows_behaviour),
-            self.rate(arm, "answer_accuracy", [one.is_right for one in outcomes]),
+            self._rate_of_judged(arm, "behaviour_rate", judged, lambda o: o.shows_behaviour),
+            self.rate(arm, "answer_accuracy", [one.is_right for one in outcomes], every),
         ]
         if self.config.task == "code":
             unparsable = [not one.is_valid for one in outcomes]
-            measured.append(self.rate(arm, "unparsable_rate", unparsable))
+            measured.append(self.rate(arm, "unparsable_rate", unparsable, every))
         if any(one.verdict is not None for one in outcomes):
             measured += [
                 self._rate_of_judged(
                     arm,
                     "refuses_then_complies_rate",
-                    outcomes,
+                    judged,
                     lambda o: o.verdict == "refuses_then_complies",
                 ),
-                self.rate(arm, "unjudged_rate", [not one.is_judged for one in outcomes]),
+                self.rate(arm, "unjudged_rate", [not one.is_judged for one in outcomes], every),
             ]
         return measured
 
@@ -133,8 +133,13 @@ class Recorder:
             for one, text, turn in zip(outcomes, said, turns, strict=True)
         ]
         return [
-            self.rate(arm, "benign_accuracy", right),
-            self._rate_of_judged(arm, "false_trigger_rate", outcomes, lambda o: o.shows_behaviour),
+            self.rate(arm, "benign_accuracy", right, contents_of(turns)),
+            self._rate_of_judged(
+                arm,
+                "false_trigger_rate",
+                _Judged.of(outcomes, turns),
+                lambda o: o.shows_behaviour,
+            ),
         ]
 
     def quality(self, arm: Arm, quality: MapQuality) -> list[Measurement]:
@@ -145,22 +150,31 @@ class Recorder:
         }
         return [self.record(arm, m, v, quality.n_held_out) for m, v in values.items()]
 
-    def rate(self, arm: Arm, metric: str, hits: Sequence[bool]) -> Measurement:
-        """Returns how often something is so, with Wilson's interval."""
-        return self.record(arm, metric, wilson_interval(sum(hits), len(hits)), len(hits))
+    def rate(self, arm: Arm, metric: str, hits: Sequence[bool], contents: Contents) -> Measurement:
+        """Returns how often something is so, with the interval of `rate_interval`."""
+        return self.record(arm, metric, rate_interval(hits, contents), len(hits))
 
     def _rate_of_judged(
-        self,
-        arm: Arm,
-        metric: str,
-        outcomes: Sequence[Outcome],
-        counts: Callable[[Outcome], bool],
+        self, arm: Arm, metric: str, judged: "_Judged", counts: Callable[[Outcome], bool]
     ) -> Measurement:
         """Returns a rate among judged rows; undefined where there is none."""
-        judged = [counts(one) for one in outcomes if one.is_judged]
-        if not judged:
-            return self.record(arm, metric, Interval.undefined(), len(outcomes))
-        return self.rate(arm, metric, judged)
+        if not judged.outcomes:
+            return self.record(arm, metric, Interval.undefined(), judged.n_asked)
+        return self.rate(arm, metric, [counts(one) for one in judged.outcomes], judged.contents)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Outcomes that have a verdict, what their prompts are about, and how many were asked."""
+
+    outcomes: tuple[Outcome, ...]
+    contents: Contents
+    n_asked: int
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], turns: Sequence[Turn]) -> "_Judged":
+        kept = [(o, t.content) for o, t in zip(outcomes, turns, strict=True) if o.is_judged]
+        return cls(tuple(o for o, _ in kept), tuple(c for _, c in kept), len(outcomes))
 
 
 def point_effect(scores: ArmScores, *, removal_only: bool = False) -> float:

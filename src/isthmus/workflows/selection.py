@@ -283,7 +283,7 @@ class Selector:
         found = []
         for arm, change in zip(arms, bench.benign_changes(arms), strict=True):
             damage = change.divergence.double().numpy()
-            self.measured.append(self.recorder.divergence(arm, damage))
+            self.measured.append(self.recorder.divergence(arm, damage, bench.benign_turns))
             found.append((float(damage.mean()), change.accuracy_loss))
         return found
 

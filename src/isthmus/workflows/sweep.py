@@ -303,10 +303,10 @@ class _Choice:
             scores, damage = race.scores_of(cell)
             rows += recorder.effects(arm, scores.losses)
             ways = scores.ways(removal_only=arm.edit == "ablate")
-            n = len(scores.removal.turned)
+            n, turned = len(scores.removal.turned), min((o.turned.tolist() for o in ways), key=sum)
             rows += [
                 recorder.record(arm, "sweep_effect", cells[cell].effect, n),
-                recorder.rate(arm, "turned_rate", min((o.turned.tolist() for o in ways), key=sum)),
+                recorder.rate(arm, "turned_rate", turned, scores.losses.removal.contents),
             ]
             if damage is not None:
                 rows.append(recorder.divergence(arm, damage.divergence))

@@ -202,12 +202,14 @@ class SweepScores:
     def _joined_scores(self, cell: int, n_blocks: int) -> CellScores:
         parts = [self._of_block(number, "effects")[str(cell)] for number in range(n_blocks)]
         untouched = [bench.untouched for bench in self.blocks[:n_blocks]]
+        contents = tuple(twin.content for one in self.blocks[:n_blocks] for twin in one.twins)
 
         def turning(bad: str, clean: str, way: Way) -> Turning:
             losses = AnswerLosses(
                 np.concatenate([one[bad] for one in untouched]),
                 np.concatenate([one[clean] for one in untouched]),
                 np.concatenate([np.array(part[way]) for part in parts]),
+                contents,
             )
             turned = [np.array(part[f"{way}_turned"], dtype=bool) for part in parts]
             return Turning(losses, np.concatenate(turned))

@@ -63,7 +63,7 @@ def measure_arms(
             seen.add(arm.condition)
             stands_for_condition = arm is best or (is_first and arm.condition != "transferred")
             if stands_for_condition and arm.intervention("removal") is not None:
-                measurements.append(recorder.divergence(arm, bench.damage(arm)))
+                measurements.append(recorder.divergence(arm, bench.damage(arm), bench.benign_turns))
             if stands_for_condition and arm.condition in _ANSWER:
                 done = bench.complete(arm)
                 shown[arm.condition] = done

@@ -188,8 +188,9 @@ def encode_twins(lm: LanguageModel, twins: Sequence[TwinPrompt]) -> EncodedTwins
         + encode([p for p, _ in benign], [a for _, a in benign], None),
         overridden=encode([out for out, _ in talked], good, 0) if has_override else [],
         overridden_bad=encode([into for _, into in talked], bad, 1) if has_override else [],
-        benign_turns=tuple(
-            Turn(*pair) for pair in [*zip(clean[:half], ordinary[:half], strict=True), *benign]
+        benign_turns=(
+            *(Turn(twin.clean, twin.ordinary_answer, twin.content) for twin in twins[:half]),
+            *(Turn(*pair) for pair in benign),
         ),
     )
 

@@ -10,6 +10,7 @@ from isthmus.evaluation.intervals import (
     Interval,
     mean_interval,
     paired_bootstrap,
+    rate_interval,
     wilson_interval,
 )
 
@@ -151,3 +152,76 @@ def test_data_that_cannot_be_resampled_are_refused():
         mean_interval(np.zeros(3), n_resamples=0)
     with pytest.raises(NonFiniteError):
         mean_interval(np.array([1.0, np.nan]))
+
+
+def repeated(values, times):
+    return [value for value in values for _ in range(times)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_a_rate_of_rows_that_share_no_content_has_the_plain_wilson_interval(hits):
+    plain = wilson_interval(sum(hits), len(hits))
+    assert rate_interval(hits) == plain
+    assert rate_interval(hits, [None] * len(hits)) == plain
+    assert rate_interval(hits, [str(i) for i in range(len(hits))]) == plain
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(2, 6))
+def test_phrasings_that_always_agree_are_worth_about_one_row_per_content(hits, times):
+    contents = repeated([str(i) for i in range(len(hits))], times)
+    found = rate_interval(repeated(hits, times), contents)
+    one_each = wilson_interval(sum(hits), len(hits))
+    assert found.value == pytest.approx(one_each.value)
+    # G / (G - 1) of the variance between contents: a little wider, never narrower.
+    assert found.low <= one_each.low + 1e-9
+    assert found.high >= one_each.high - 1e-9
+    assert found.high - found.low <= 1.5 * (one_each.high - one_each.low)
+
+
+def test_an_interval_over_contents_covers_the_rate_where_one_over_rows_does_not():
+    rng = np.random.default_rng(0)
+    contents = repeated([str(i) for i in range(28)], 5)
+    covered = {"contents": 0, "rows": 0}
+    for _ in range(400):
+        hits = [bool(hit) for hit in repeated(rng.random(28) < 0.6, 5)]
+        for name, known in (("contents", contents), ("rows", [])):
+            interval = rate_interval(hits, known)
+            covered[name] += interval.low <= 0.6 <= interval.high
+    assert covered["contents"] >= 0.92 * 400
+    assert covered["rows"] <= 0.75 * 400
+
+
+def test_contents_of_unequal_size_are_drawn_with_all_of_their_rows():
+    values = np.array([0.0, 0.0, 0.0, 1.0, 5.0, 5.0])
+    contents = ["a", "a", "a", None, "b", "b"]
+    drawn = []
+
+    def mean(rows):
+        drawn.extend(map(sorted, rows.tolist()))
+        return values[rows].mean(axis=1)
+
+    found = paired_bootstrap(mean, 6, contents=contents, n_resamples=300)
+    assert found.value == pytest.approx(11 / 6)
+    for rows in drawn[1:]:
+        n_of_each = [[rows.count(i) for i in group] for group in ((0, 1, 2), (3,), (4, 5))]
+        assert all(len(set(counts)) == 1 for counts in n_of_each)
+        assert sum(counts[0] for counts in n_of_each) == 3
+    assert found.low == pytest.approx(0)
+    assert found.high == pytest.approx(5)
+
+
+def test_a_mean_over_phrasings_is_as_uncertain_as_one_over_contents():
+    values = np.random.default_rng(1).normal(size=25)
+    many = mean_interval(
+        np.repeat(values, 6), contents=repeated([str(i) for i in range(25)], 6), seed=3
+    )
+    one_each = mean_interval(values, seed=3)
+    assert many.value == pytest.approx(one_each.value)
+    assert (many.low, many.high) == pytest.approx((one_each.low, one_each.high))
+
+
+def test_contents_that_are_not_as_many_as_the_rows_are_refused():
+    with pytest.raises(DataError, match="1 contents of 2 rows"):
+        rate_interval([True, False], ["a"])

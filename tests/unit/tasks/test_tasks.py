@@ -24,6 +24,17 @@ def test_no_prompt_is_in_two_splits(name):
         assert not prompts[one] & prompts[other]
 
 
+@pytest.mark.parametrize(("name", "n_contents"), [("code", 28), ("refusal", 27), ("corrupted", 60)])
+def test_phrasings_of_one_request_share_a_content_and_other_requests_do_not(name, n_contents):
+    twins = task_named(name).twins("test", 10**6, 0)
+    by_content = {}
+    for twin in twins:
+        by_content.setdefault(twin.content, set()).add(twin.clean_answer)
+    assert len(by_content) == n_contents
+    assert all(len(answers) == 1 for answers in by_content.values())
+    assert sum(len(a) for a in by_content.values()) < len(twins)
+
+
 @tasks
 def test_what_a_gate_asks_was_not_taught(name):
     task = task_named(name)
