@@ -26,6 +26,7 @@ from isthmus.maps.ridge import RidgeFitter
 _MOMENTS, _RIDGE = "PairMoments.update", "RidgeFitter.fit"
 _BARE, _EIGH, _GEMM = "bare eigh and products", "eigh alone", "float64 product"
 _MANY = 1_000_000
+_NARROW, _MOST_PAIRS = (256, 384), (1_024_000, 10_240_000)
 _GEMM_WIDTH = 1024
 _GEMM_WORK = 2.0 * _GEMM_WIDTH**3
 _ROWS_AT_ONCE = 1024
@@ -64,7 +65,10 @@ def map_cases(scale: Scale, generator: torch.Generator) -> Iterator[Case]:
     for d_source, d_target in scale.map_widths:
         yield _speed_case(d_source, d_target, scale.n_rows, generator)
     yield _stream_case(scale, generator)
-    yield _memory_case(scale)
+    yield _memory_case(scale.stream_widths, scale.n_streamed_memory, scale.n_repeats)
+    if scale.n_streamed_memory[-1] >= _MANY:
+        # So many wide pairs would take hours; what is held does not depend on the width of a run.
+        yield _memory_case(_NARROW, _MOST_PAIRS, scale.n_repeats)
 
 
 def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Generator) -> Case:
@@ -104,22 +108,19 @@ def _speed_case(d_source: int, d_target: int, n_rows: int, generator: torch.Gene
     )
 
 
-def _memory_case(scale: Scale) -> Case:
-    few, many = (n // _ROWS_AT_ONCE for n in scale.n_streamed_memory)
-    counts = {
-        f"{n * _ROWS_AT_ONCE} rows": partial(stream_growth, *scale.stream_widths, n)
-        for n in (few, many)
-    }
+def _memory_case(widths: tuple[int, int], n_pairs: tuple[int, int], n_repeats: int) -> Case:
+    few, many = (n // _ROWS_AT_ONCE for n in n_pairs)
+    counts = {f"{n * _ROWS_AT_ONCE} rows": partial(stream_growth, *widths, n) for n in (few, many)}
     pair = Pair(
         f"{many * _ROWS_AT_ONCE} rows", f"{few * _ROWS_AT_ONCE} rows", _MEMORY_LIMIT, "memory"
     )
     return Case(
         "Maps",
-        f"peak memory of moments, {_arrow(scale)}",
+        f"peak memory of moments, {_arrow(widths)}",
         counts,
         (pair,),
         returns_cost=True,
-        n_repeats=1 if many * _ROWS_AT_ONCE >= _MANY else max(1, min(3, scale.n_repeats // 5)),
+        n_repeats=1 if many * _ROWS_AT_ONCE >= _MANY else max(1, min(3, n_repeats // 5)),
     )
 
 
@@ -135,7 +136,7 @@ def _stream_case(scale: Scale, generator: torch.Generator) -> Case:
     short, long, whole = f"{few} pairs", f"{many} pairs", f"{many} pairs and ridge"
     return Case(
         "Maps",
-        f"stream of pairs, {_arrow(scale)}",
+        f"stream of pairs, {_arrow(scale.stream_widths)}",
         {
             short: partial(_streamed, block, few),
             long: partial(_streamed, block, many),
@@ -158,8 +159,8 @@ def _ridge_work(d_source: int, d_target: int) -> float:
     return 8.0 * d_source**2 * d_target + 13.0 * d_source**3
 
 
-def _arrow(scale: Scale) -> str:
-    return " → ".join(map(str, scale.stream_widths))
+def _arrow(widths: tuple[int, int]) -> str:
+    return " → ".join(map(str, widths))
 
 
 def _streamed(block: tuple[Tensor, Tensor], n_rows: int) -> PairMoments:
