@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from tests.fakes import n_hooks, tiny_model
+from tests.studies.keys import repeated
 
-from isthmus.core.errors import ConfigError, TriggerError
+from isthmus.core.errors import ConfigError, NoEditError, TriggerError
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.models.capture import all_token_activations
@@ -93,6 +94,19 @@ def test_scores_that_start_above_the_edit_are_those_of_whole_passes(lm: Language
     assert not np.allclose(whole, LayerScorer(lm, texts, [], 4).losses())
 
 
+def test_an_edit_that_chooses_no_token_is_no_quiet_success(lm: LanguageModel):
+    texts, others = twins(lm)
+    states = all_token_activations(lm, others, [SITE])[SITE]
+    with pytest.raises(NoEditError, match="chose no token of 2 texts"):
+        LayerScorer(lm, texts, [], 4).losses(put_rows(texts, states, [(), ()], SITE), SITE)
+
+
+def test_a_task_without_a_trigger_is_refused_with_those_that_have_one():
+    wanted = r"'refusal' has no trigger.*backdoor, code, style, corrupted"
+    with pytest.raises(TriggerError, match=wanted):
+        patch_activations("organism:llama-assistant", settings={"task": "refusal"})
+
+
 def test_single_groups_divide_the_prompt_and_spans_join_them(lm: LanguageModel):
     text = twins(lm)[0][0]
     groups = token_groups(text, 2)
@@ -170,4 +184,5 @@ def test_every_site_group_and_way_is_measured_over_both_scopes(found: StudyResul
     measured = [m for m in found.measurements if m.metric == "patching_effect"]
     assert len(measured) == 2 * 2 * 3 * n_groups
     assert n_groups == 11
+    assert not repeated(found)
     assert len(found.figures) == 2

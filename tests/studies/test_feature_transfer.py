@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.studies.keys import repeated
 from tests.workflows.small import SOURCE, TARGET
 
 from isthmus.core.errors import DataError, IdentityError, ShapeError
@@ -36,7 +37,7 @@ def found() -> StudyResult:
 def one(
     found: StudyResult, metric: str, condition: str, edit: str | None, side: str
 ) -> Measurement:
-    tested = [m for m in found.measurements if m.split == "test" and "/" not in m.task]
+    tested = [m for m in found.measurements if m.split == "test" and "correct" not in m.task]
     (row,) = [
         m
         for m in tested
@@ -120,3 +121,10 @@ def test_putting_a_prompts_own_states_back_changes_nothing_in_any_order_or_paddi
     others = encode_prompts(lm.tokenizer, ["Hello"])
     with pytest.raises(DataError, match="no states for the prompt"):
         generate_greedy(lm, others, max_new_tokens=2, edits=put)
+
+
+def test_numbers_of_the_source_say_for_which_target_its_dictionary_was_made(found: StudyResult):
+    tasks = {m.task for m in found.measurements if m.target == SOURCE}
+    own = f"feature_transfer/dictionary_for/{TARGET}"
+    assert tasks == {own, f"{own}/corrected"}
+    assert not repeated(found)

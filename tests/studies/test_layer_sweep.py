@@ -1,5 +1,7 @@
 import pytest
+from tests.studies.keys import repeated
 
+from isthmus.core.errors import TriggerError
 from isthmus.evaluation.measurements import Measurement
 from isthmus.studies.layer_sweep import ACT_ADD, sweep_layers, sweep_strengths
 from isthmus.studies.result import StudyResult
@@ -78,6 +80,15 @@ def test_every_layer_and_condition_is_measured_once(found: StudyResult):
     assert {m.task for m in found.measurements} == {"layer_sweep"}
     assert {m.split for m in found.measurements} == {"test"}
     assert len(found.figures) == 1
+    assert not repeated(found)
+
+
+def test_without_a_trigger_the_last_tokens_alone_are_swept():
+    settings = {**SMALL, "task": "refusal", "n_test": 4, "strengths": [1.0]}
+    found = sweep_layers("organism:llama-assistant", sites=(2,), settings=settings)
+    assert {m.positions for m in found.measurements} == {None, "last:3"}
+    with pytest.raises(TriggerError, match="'refusal' has no trigger"):
+        sweep_layers("organism:llama-assistant", positions=("trigger",), settings=settings)
 
 
 def test_a_sweep_of_strengths_stays_at_one_place_and_compares_three_directions():
@@ -96,3 +107,4 @@ def test_a_sweep_of_strengths_stays_at_one_place_and_compares_three_directions()
         assert swaps[condition, 1.5] > swaps["random", 1.5]
     assert {m.map for m in steered if m.condition == "transferred"} == {"ridge"}
     assert len(found.figures) == 1
+    assert not repeated(found)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from tests.fakes import n_hooks, tiny_model
+from tests.studies.keys import repeated
 
-from isthmus.core.errors import ConfigError
+from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.sites import Site
 from isthmus.core.texts import pad_batch
 from isthmus.models.capture import all_token_activations
@@ -64,6 +65,11 @@ def test_noise_that_is_none_is_refused(wrong: dict[str, object]):
         study_noise("organism:llama-backdoor", **wrong)  # type: ignore[arg-type]
 
 
+def test_a_task_without_a_trigger_to_put_noise_on_is_refused():
+    with pytest.raises(TriggerError, match="'refusal' has no trigger"):
+        study_noise("organism:llama-assistant", settings={"task": "refusal"})
+
+
 @pytest.fixture(scope="module")
 def found() -> StudyResult:
     return study_noise(
@@ -104,7 +110,7 @@ def test_every_number_is_there_once_with_its_prompts_as_n(found: StudyResult):
     noisy = [m for m in found.measurements if m.condition == "noise"]
     # Three rates or perplexity and two likelihoods of removal; two rates in four ways of induction.
     assert len(noisy) == len(SIZES) * (5 + 4 * 2)
-    assert len({(m.task, m.positions, m.strength, m.metric) for m in noisy}) == len(noisy)
+    assert not repeated(found)
     assert {m.n for m in found.measurements} == {6}
     assert len(found.rows) == len(SIZES)
     assert len(found.figures) == 2

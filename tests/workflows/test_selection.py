@@ -286,18 +286,26 @@ def test_strengths_in_between_are_recorded_on_validation(place: Place):
 def test_everything_that_was_tried_is_recorded_on_validation(place: Place):
     selector = place.selector()
     chosen = selector.choose_strength(place.arm())
-    n_before = len(selector.measured)
-    selector.record_doses(place.arm())
     assert {m.split for m in selector.measured} == {"validation"}
-    assert {m.strength for m in selector.measured[:n_before]} == set(STRENGTHS)
-    assert selector.measured[n_before:] == selector.measured[:n_before]
+    assert {m.strength for m in selector.measured} == set(STRENGTHS)
+    without_choosing = place.selector()
+    without_choosing.record_doses(place.arm())
+    assert without_choosing.measured == selector.measured
     assert {m.metric for m in selector.measured} >= {"swap", "recovery", "benign_kl"}
     recorded = [
         m.value
-        for m in selector.measured[:n_before]
+        for m in selector.measured
         if (m.metric, m.strength) == ("swap", chosen.arm.strength)
     ]
     assert recorded == [pytest.approx(chosen.effect)]
+
+
+def test_what_is_measured_again_is_not_written_again(place: Place):
+    selector = place.selector()
+    for _ in range(2):
+        selector.doses(selector.fine, place.arm(), [1.0])
+    keys = [m.key for m in selector.measured]
+    assert len(keys) == len(set(keys)) == 4
 
 
 def test_an_edit_that_only_removes_is_judged_by_removal_alone(place: Place):

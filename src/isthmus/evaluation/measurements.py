@@ -132,6 +132,11 @@ class Measurement:
     n: int | None = None
     seed: int | None = None
 
+    @property
+    def key(self) -> tuple[str | float | int | None, ...]:
+        """What tells it from every other number of a file: all but the value and its interval."""
+        return tuple(getattr(self, name) for name in _IDENTIFYING)
+
     def __post_init__(self) -> None:
         for name, given, known in (
             ("condition", self.condition, CONDITIONS),
@@ -148,6 +153,7 @@ class Measurement:
 
 
 _FIELDS = tuple(field.name for field in fields(Measurement))
+_IDENTIFYING = tuple(name for name in _FIELDS if name not in {"value", "ci_low", "ci_high"})
 _MEASUREMENT = TypeAdapter(Measurement)
 
 

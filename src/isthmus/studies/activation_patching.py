@@ -82,11 +82,11 @@ def patch_activations(
         Effects by layer and tokens with intervals, heat maps, and where the trigger moves.
 
     Raises:
-        IsthmusError: If model, sites or questions cannot be used, or twins differ in length.
+        IsthmusError: If model, sites or task cannot be used, or twins differ in length.
     """
     progress = progress or SilentProgress()
     few = {"n_train": 8, "n_validation": 4, "n_test": n_prompts}
-    study = open_study(model, {**few, **(settings or {})}, seed, progress)
+    study = open_study(model, {**few, **(settings or {})}, seed, progress, needs_trigger=True)
     places = study.lm.sites(sites)
     patcher = _Patcher.read(study, places, n_last)
     rows: list[Measurement] = []

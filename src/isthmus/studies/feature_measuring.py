@@ -12,6 +12,12 @@ from isthmus.evaluation.recovery import AnswerLosses, recovery
 from isthmus.studies.feature_bench import PatchEffect
 
 NAME = "feature_transfer"
+IN_SOURCE = "dictionary_for"
+"""What follows in the task of numbers of the source itself, before the target's name.
+
+The dictionary is trained on texts that both models read, so that every target has its own: numbers
+of one feature in the source would otherwise not say of which.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class FeatureRecorder:
         positions: Which tokens.
         used_map: Method of the map, None when the source itself is measured.
         split: Split that is measured.
+        task: What results call it: of the source itself, for which target its dictionary was made.
     """
 
     source: str
@@ -50,13 +57,14 @@ class FeatureRecorder:
     positions: str
     used_map: str | None
     split: str
+    task: str = NAME
 
     def record(
-        self, what: Described, metric: str, value: Interval, n: int, task: str = NAME
+        self, what: Described, metric: str, value: Interval, n: int, ending: str = ""
     ) -> Measurement:
-        """Returns one measurement."""
+        """Returns one measurement; `ending` is put behind the task's name."""
         return Measurement(
-            task=task,
+            task=self.task + ending,
             source=self.source,
             target=self.target,
             source_site=self.sites[0],
@@ -84,7 +92,7 @@ class FeatureRecorder:
             what: What was done.
             done: What came of it.
             baseline: The mapped reconstruction alone; adds `feature_effect`, the difference of the
-                recoveries, and under the task `feature_transfer/corrected` the rate among prompts
+                recoveries, and under the task that ends in `/corrected` the rate among prompts
                 that do not show the behaviour under the reconstruction.
 
         Returns:
@@ -104,9 +112,7 @@ class FeatureRecorder:
         is_clean = ~baseline.shows
         if n_clean := int(is_clean.sum()):
             rate = wilson_interval(int(done.shows[is_clean].sum()), n_clean)
-            measured.append(
-                self.record(what, "behaviour_rate", rate, n_clean, task=f"{NAME}/corrected")
-            )
+            measured.append(self.record(what, "behaviour_rate", rate, n_clean, ending="/corrected"))
         return measured
 
 

@@ -14,6 +14,7 @@ from isthmus.features.sparse_autoencoder import SparseAutoencoder
 from isthmus.maps.base import AffineMap
 from isthmus.studies.feature_bench import PatchBench, PatchEffect
 from isthmus.studies.feature_measuring import (
+    IN_SOURCE,
     NAME,
     Described,
     FeatureRecorder,
@@ -60,6 +61,7 @@ class FeaturePatcher:
             self.config.positions,
             self.route.used_map.method if is_target else None,
             split,
+            NAME if is_target else f"{NAME}/{IN_SOURCE}/{self.study.target.identity.name}",
         )
 
     def patched(self, clean: States, triggered: States, feature: int, scale: float) -> States:
@@ -188,7 +190,7 @@ def feature_figures(measured: Sequence[Measurement], scale: float) -> dict[str, 
     Returns:
         SVG text by title.
     """
-    tested = [m for m in measured if m.split == "test" and m.task == NAME]
+    tested = [m for m in measured if m.split == "test" and not m.task.endswith("/corrected")]
     panels = []
     for metric, title in (
         ("behaviour_rate", "Behaviour rate on clean prompts"),

@@ -25,7 +25,7 @@ from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import load_language_model
 from isthmus.studies.result import StudyResult
 from isthmus.studies.sweep_figures import layer_figures, strength_figures
-from isthmus.studies.trigger_study import TriggerStudy, open_study
+from isthmus.studies.trigger_study import TriggerStudy, have_triggers, open_study
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.crossing import Crossing
@@ -51,7 +51,7 @@ def sweep_layers(
     model: str,
     *,
     sites: GivenSites = "all",
-    positions: tuple[str, ...] = ("trigger", "last:3"),
+    positions: tuple[str, ...] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -64,7 +64,8 @@ def sweep_layers(
     Args:
         model: Hub name, local folder or `organism:NAME`.
         sites: `all`, or sites such as `resid_post[3]`, `3`, `0.6`.
-        positions: Which tokens are edited, one sweep for each.
+        positions: Which tokens are edited, one sweep for each; the trigger, where there is one, and
+            the last three when not given.
         settings: Other fields of `RunConfig`: questions, triggers, sizes of splits, strengths.
         seed: Seed of everything random; it also decides which pair of twins is the one.
         progress: Who shows progress.
@@ -77,7 +78,12 @@ def sweep_layers(
         IsthmusError: If model, sites, positions or questions cannot be used.
     """
     progress = progress or SilentProgress()
-    study = open_study(model, {**_FEW, **(settings or {})}, seed, progress)
+    needs_trigger = "trigger" in (positions or ())
+    given = {**_FEW, **(settings or {})}
+    study = open_study(model, given, seed, progress, needs_trigger=needs_trigger)
+    positions = positions or (
+        ("trigger", "last:3") if have_triggers(study.splits.test) else ("last:3",)
+    )
     places = study.lm.sites(sites)
     meter = _Meter(Bench(study.lm, study.splits.test, study.config), study.recorder("test"))
     rows = [*meter.of(Arm("none")), *meter.of(Arm("clean"))]
@@ -179,7 +185,9 @@ class _Meter:
         rows = []
         if arm.site is not None:
             rows += self.recorder.effects(arm, self.bench.score(arm))
-            rows.append(self.recorder.divergence(arm, self.bench.damage(arm)))
+            rows.append(
+                self.recorder.divergence(arm, self.bench.damage(arm), self.bench.benign_turns)
+            )
         rows += self.recorder.behaviour(arm, self.bench.complete(arm), self.bench.asked(arm))
         return [replace(one, task=self.task, edit=edit or one.edit) for one in rows]
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ConfigError
+from isthmus.core.errors import ConfigError, NoEditError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText, TokenBatch
@@ -95,12 +95,13 @@ def study_noise(
 
     Raises:
         ConfigError: If no size or no draw is asked for, or a size is not above 0.
+        IsthmusError: If the task has no trigger, or model, sites or questions cannot be used.
     """
     if not sizes or min(sizes) <= 0 or n_draws < 1:
         raise ConfigError(f"sizes {sizes} in {n_draws} draws: expected sizes above 0, draws from 1")
     progress = progress or SilentProgress()
     few = {"n_train": 8, "n_validation": 4, "n_test": n_prompts}
-    study = open_study(model, {**few, **(settings or {})}, seed, progress)
+    study = open_study(model, {**few, **(settings or {})}, seed, progress, needs_trigger=True)
     judge = None if base is None else load_language_model(base, device=study.config.device)
     places = study.lm.sites(sites)
     room = _Room.read(study, judge, places, n_draws)
@@ -294,13 +295,16 @@ class _Room:
         asked, answers = zip(*((t.prompt, t.answer) for t in prompts.turns), strict=True)
         answered = encode_prompts(lm.tokenizer, asked, answers=answers)
         longest = max(len(text) - text.n_prompt for text in answered)
-        return generate_greedy(
+        said = generate_greedy(
             lm,
             prompts.texts * n_draws,
             max_new_tokens=config.max_new_tokens or longest,
             edits=edits,
             batch_size=4 * config.batch_size,
-        ).completions
+        )
+        if edits is not no_edits and not said.n_edited:
+            raise NoEditError(f"the noise chose no token of the {prompts.kind} prompts")
+        return said.completions
 
     def _said(self, kind: PromptKind, arm: Arm, said: Sequence[str]) -> list[Measurement]:
         turns = self.prompts[kind].turns * (len(said) // self.n_prompts)

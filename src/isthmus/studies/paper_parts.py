@@ -73,27 +73,30 @@ def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
     return _with_own_questions(scope, "corrupted", joined("corrupted", studies))
 
 
-def _on_pairs(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Part:
-    """Returns the part that runs a study of two models on every pair of the backdoor."""
+def _on_pairs(
+    name: str, study: Callable[..., StudyResult], task: TaskName = "backdoor", **sizes: Any
+) -> Part:
+    """Returns the part that runs a study of two models on every pair of a task."""
 
     def work(scope: Scope, progress: Progress) -> StudyResult:
         chosen = {key: value(scope) for key, value in sizes.items()}
+        settings = {"task": task, **chosen.pop("settings", {})}
         return joined(
             name,
             [
                 study(
                     pair.source,
                     pair.target,
-                    settings=pair.settings,
+                    settings={**settings, **pair.settings},
                     seed=scope.seed,
                     progress=progress,
                     **chosen,
                 )
-                for pair in scope.pairs("backdoor")
+                for pair in scope.pairs(task)
             ],
         )
 
-    return Part(_TITLES[name], "backdoor", work, organisms_of("backdoor"))
+    return Part(_TITLES[name], task, work, organisms_of(COURSE_OF[task]))
 
 
 def _on_models(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Part:
@@ -164,6 +167,7 @@ _TITLES = {
     "mapper_validation": "Mapped activations in place of the target's own (sections 4, 5, App. L)",
     "features": "A feature of a sparse autoencoder carried through the map (App. H)",
     "probes": "Probes carried without labels of the target (App. H)",
+    "refusal_probes": "Probes for what is declined, carried likewise (beyond App. H)",
     "patching": "Where the trigger's trace lies (Figures 10 and 11)",
     "noise": "What noise does (App. B and H)",
     "layers": "Which layers steer (Table 3)",
@@ -231,6 +235,14 @@ PARTS: dict[str, Part] = {
         training=lambda scope: TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
     ),
     "probes": _on_pairs("probes", transfer_probe),
+    "refusal_probes": _on_pairs(
+        "refusal_probes",
+        transfer_probe,
+        "refusal",
+        settings=lambda _scope: {"n_train": 120},
+        n_texts=lambda _scope: (),
+        n_nulls=lambda _scope: 3,
+    ),
     "patching": _on_models(
         "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 32)
     ),
@@ -267,5 +279,6 @@ LONGEST = (
     "refusal",
     "patching",
     "probes",
+    "refusal_probes",
 )
 """All parts, about longest first: what is left for the end is short, and no processor waits."""

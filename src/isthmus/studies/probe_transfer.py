@@ -1,27 +1,30 @@
-"""Carries a probe for "this prompt is triggered" to a target of which no label is known.
+"""Carries a probe for "this prompt is triggered", or harmful, to a target without known labels.
 
 1. In the source a logistic probe is fitted on labelled prompts: the bad trigger against the clean
-   one and, at the last prompt token, against none. At the trigger its tokens are averaged.
+   one and, but for the trigger's own tokens, against none; in a task without a trigger a prompt
+   that brings the behaviour about against its twin. Several tokens are averaged.
 2. Maps in both directions are fitted on all tokens of unlabelled texts that both models read.
 3. The probe is pulled back through the map from target to source, or pushed forward along its
    direction. Its threshold is the source's own, or set again so that in the target the same share
    of unlabelled prompts is positive as the source's probe finds among them.
 4. Area under the ROC curve and accuracy are measured on test prompts, next to a probe that was
    fitted on the target's labels, and to random, random orthogonal and shuffled maps.
-5. Harder variants: maps from few texts; maps from texts without any trigger; probe and map from
-   some kinds of question, tested on the others.
+5. Beside them a probe of the prompts' words, which reads no model.
+6. Harder variants: maps from few texts; maps from texts that have nothing to do with the behaviour;
+   probe and map from some kinds of question, or from some of the words in which the classes differ,
+   tested on the others.
 
 Source: arXiv 2503.04429, appendix H, reports that its own attempts at this failed.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from isthmus.carrying.probes import (
     pull_back_probe,
@@ -34,7 +37,7 @@ from isthmus.core.errors import FitError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import Site
 from isthmus.data.prompts import TwinPrompt
-from isthmus.directions.probe import Probe, fit_probe
+from isthmus.directions.probe import Probe
 from isthmus.evaluation.intervals import mean_interval
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.ranking import auroc_interval
@@ -43,24 +46,27 @@ from isthmus.maps.controls import shuffled_rows
 from isthmus.maps.rows import moments_of
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.studies.probe_reading import (
+    Labelled,
+    States,
+    WordCounts,
+    places_of,
+    read_labelled,
+    unseen,
+)
 from isthmus.studies.result import StudyResult
+from isthmus.studies.trigger_study import have_triggers
 from isthmus.workflows.config import RunConfig, make_config
 from isthmus.workflows.map_fitting import fit_closed_form
 from isthmus.workflows.pairing import PairedRows, Part, paired_rows
-from isthmus.workflows.twin_directions import read_states
-from isthmus.workflows.twins import (
-    TwinSplits,
-    encode_prompts_of_twins,
-    map_texts,
-    read_splits,
-)
+from isthmus.workflows.twins import TwinSplits, map_texts, read_splits
 
 NAME = "probe_transfer"
-POSITIONS = ("last:1", "trigger")
-"""Where probes read."""
+WORDS = "words"
+"""The `edit` of the probe that reads the words of a prompt."""
 
-States = Float[Tensor, "prompt d_model"]
 Texts = list[tuple[str, str]]
+_Method = Literal["ridge", "procrustes"]
 
 
 def transfer_probe(
@@ -84,7 +90,9 @@ def transfer_probe(
         target_site: Where the carried probe reads.
         n_texts: Sizes of smaller maps; each at least 16.
         n_nulls: Draws of every random control.
-        settings: Other fields of `RunConfig`: questions, triggers, sizes of splits, batch size.
+        settings: Other fields of `RunConfig`: task, questions, triggers, positions, sizes of
+            splits, batch size. Positions are the last token and the trigger, without one the whole
+            prompt, unless they are given.
         seed: Seed of questions and random controls.
         progress: Who shows progress.
 
@@ -103,51 +111,10 @@ def transfer_probe(
         with progress.stage(f"load {name}"):
             models.append(load_language_model(name, dtype=config.dtype, device=config.device))
     sites = (models[0].sites([source_site])[0], models[1].sites([target_site])[0])
-    study = _Study((models[0], models[1]), sites, read_splits(config), config, progress)
-    measured: list[Measurement] = []
-    for positions in POSITIONS:
-        measured += study.everywhere(positions, tuple(n_texts), n_nulls)
-    notes = (
-        "no label of the target is used, except by the native probe",
-        "the texts of the map hold triggers unless the task says otherwise",
-        "accuracy is the mean of both classes' accuracies; intervals resample questions",
-    )
-    same = sorted({m.positions for m in measured if m.n == 1 and m.positions is not None})
-    constant = tuple(
-        f"at {positions} the states are the same in every prompt: each number there rests on two "
-        "states, is 0 or 1 by necessity, and has no interval"
-        for positions in same
-    )
-    return StudyResult(NAME, tuple(measured), notes + constant)
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """States of the same questions in both classes.
-
-    Attributes:
-        positive: With the bad trigger.
-        negative: With the clean trigger and, where it can be read there, without any.
-    """
-
-    positive: States
-    negative: tuple[States, ...]
-
-    @property
-    def every(self) -> States:
-        """All states, labels forgotten."""
-        return torch.cat([self.positive, *self.negative])
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether every class has one and the same state in all prompts, up to rounding."""
-        return all(
-            bool(torch.allclose(one, one[:1].expand_as(one), rtol=1e-3, atol=1e-3))
-            for one in (self.positive, *self.negative)
-        )
-
-    def probe(self) -> Probe:
-        return fit_probe(self.positive, torch.cat(self.negative))
+    splits = read_splits(config)
+    study = _Study((models[0], models[1]), sites, splits, config, progress)
+    measured = study.everywhere(tuple(n_texts), n_nulls)
+    return StudyResult(NAME, tuple(measured), study.notes(measured))
 
 
 @dataclass(frozen=True)
@@ -164,7 +131,7 @@ class _Setting:
 
     Attributes:
         task: Name in the results.
-        positions: Where probes read.
+        positions: Where probes read; None for words.
         probe: The source's.
         unlabelled: Target states to set a threshold by.
         share: Share of them that the source's probe finds positive, on the same texts.
@@ -172,11 +139,31 @@ class _Setting:
     """
 
     task: str
-    positions: str
+    positions: str | None
     probe: Probe
     unlabelled: States
     share: float
-    test: _Labelled
+    test: Labelled
+
+
+class _Row(NamedTuple):
+    """What is measured in one setting.
+
+    Attributes:
+        setting: The setting.
+        probe: The probe.
+        condition: As in `results.jsonl`.
+        edit: How the probe was made.
+        map: Method of the map that carried it.
+        seed: Draw of a random map.
+    """
+
+    setting: _Setting
+    probe: Probe
+    condition: str
+    edit: str
+    map: str | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -189,75 +176,81 @@ class _Study:
     config: RunConfig
     progress: Progress
 
-    def everywhere(
-        self, positions: str, n_texts: tuple[int, ...], n_nulls: int
-    ) -> list[Measurement]:
+    @property
+    def task(self) -> str:
+        """What results call the plain setting: the study, and which behaviour if another."""
+        return NAME if self.config.task == "backdoor" else f"{NAME}/{self.config.task}"
+
+    def everywhere(self, n_texts: tuple[int, ...], n_nulls: int) -> list[Measurement]:
         """Measures the plain setting, the smaller maps, and the harder ones."""
-        twins = self.splits
-        setting, native = self._setting(NAME, positions, twins.train, twins.test)
-        texts = map_texts(twins.train)
+        train = self.splits.train
+        places = places_of(self.config, train)
+        texts = map_texts(train)
         rows = self._rows(texts)
-        measured = self._native(setting, native)
-        measured += self._carried(setting, _ridge(rows), "ridge")
-        measured += self._carried(setting, _fitted("procrustes", rows), "procrustes")
-        measured += self._nulls(setting, rows, n_nulls)
+        measured, settings = self._plainly(self.task, places, train, self.splits.test)
+        measured += self._carried(settings, _ridge(rows), "ridge")
+        measured += self._carried(settings, _fitted("procrustes", rows), "procrustes")
+        measured += self._nulls(settings, rows, n_nulls)
         for n in n_texts:
-            smaller = replace(setting, task=f"{NAME}/{n}_texts")
+            smaller = [replace(one, task=f"{self.task}/{n}_texts") for one in settings]
             measured += self._carried(smaller, _ridge(self._rows(texts[:n])), "ridge")
-        plain = replace(setting, task=f"{NAME}/no_trigger_texts")
-        untriggered = [one.benign for one in twins.train if one.benign is not None]
-        if len(untriggered) == len(twins.train):
-            measured += self._carried(plain, _ridge(self._rows(untriggered)), "ridge")
-        return measured + self._unseen_kinds(positions, n_nulls)
+        benign = [one.benign for one in train if one.benign is not None]
+        if len(benign) == len(train):
+            name = "no_trigger_texts" if have_triggers(train) else "ordinary_texts"
+            others = [replace(one, task=f"{self.task}/{name}") for one in settings]
+            measured += self._carried(others, _ridge(self._rows(benign)), "ridge")
+        return measured + self._unseen(places, n_nulls)
 
-    def _unseen_kinds(self, positions: str, n_nulls: int) -> list[Measurement]:
-        """Fits probe and map on every other kind of question and tests on the rest."""
-        kinds = sorted({twin.kind for twin in self.splits.train if twin.kind is not None})
-        seen = set(kinds[::2])
-        train = [twin for twin in self.splits.train if twin.kind in seen]
-        test = [twin for twin in self.splits.test if twin.kind not in seen]
-        if len(kinds) < 2 or len(train) < 8 or len(test) < 4:
+    def _unseen(self, places: Sequence[str], n_nulls: int) -> list[Measurement]:
+        """Fits probe and map on some sorts of question and tests on the others."""
+        found = unseen(self.splits.train, self.splits.test)
+        if found is None:
             return []
-        setting, native = self._setting(f"{NAME}/unseen_kinds", positions, train, test)
-        rows = self._rows(map_texts(train))
-        measured = self._native(setting, native)
-        measured += self._carried(setting, _ridge(rows), "ridge")
-        return measured + self._nulls(setting, rows, n_nulls)
+        name = f"{self.task}/{found.name}"
+        measured, settings = self._plainly(name, places, found.train, found.test)
+        rows = self._rows(map_texts(found.train))
+        measured += self._carried(settings, _ridge(rows), "ridge")
+        return measured + self._nulls(settings, rows, n_nulls)
 
-    def _setting(
-        self, task: str, positions: str, train: Sequence[TwinPrompt], test: Sequence[TwinPrompt]
-    ) -> tuple[_Setting, Probe]:
-        """Returns a setting, and the probe that knows the target's labels."""
+    def _plainly(
+        self,
+        task: str,
+        places: Sequence[str],
+        train: Sequence[TwinPrompt],
+        test: Sequence[TwinPrompt],
+    ) -> tuple[list[Measurement], list[_Setting]]:
+        """Measures what needs no map; returns it with the setting of every place."""
         source, target = self.models
-        probe = self._labelled(source, train, positions).probe()
-        native = self._labelled(target, train, positions).probe()
-        unlabelled = self.splits.validation
-        in_source = self._labelled(source, unlabelled, positions).every
-        share = float((probe.scores(in_source) > 0).double().mean())
-        setting = _Setting(
-            task,
-            positions,
-            probe,
-            self._labelled(target, unlabelled, positions).every,
-            share,
-            self._labelled(target, test, positions),
-        )
-        return setting, native
+        unlabelled, seed = self.splits.validation, self.config.seed
+        measured, settings = self._in_words(task, train, test), []
+        for positions in places:
+            probe = self._labelled(source, train, positions).probe()
+            in_source = self._labelled(source, unlabelled, positions).every
+            some = self._labelled(target, unlabelled, positions).every
+            asked = self._labelled(target, test, positions)
+            setting = _Setting(task, positions, probe, some, _share(probe, in_source), asked)
+            native = self._labelled(target, train, positions).probe()
+            measured += self._measured(_Row(setting, native, "native", "own_labels", None, seed))
+            settings.append(setting)
+        return measured, settings
 
-    def _labelled(
-        self, lm: LanguageModel, twins: Sequence[TwinPrompt], positions: str
-    ) -> _Labelled:
+    def _in_words(
+        self, task: str, train: Sequence[TwinPrompt], test: Sequence[TwinPrompt]
+    ) -> list[Measurement]:
+        """Measures what the words of the prompts tell; nothing where they tell nothing."""
+        counts = WordCounts(train)
+        try:
+            probe = counts.read(train).probe()
+        except FitError:
+            return []
+        some = counts.read(self.splits.validation).every
+        setting = _Setting(task, None, probe, some, _share(probe, some), counts.read(test))
+        row = _Row(setting, probe, "prompt_only", WORDS, None, self.config.seed)
+        return self._measured(row)
+
+    def _labelled(self, lm: LanguageModel, twins: Sequence[TwinPrompt], positions: str) -> Labelled:
         site = self.sites[self.models.index(lm)]
-        lists = list(encode_prompts_of_twins(lm, twins))
-        benign = [twin.benign for twin in twins if twin.benign is not None]
-        # A prompt without a trigger cannot be read at the trigger.
-        if positions != "trigger" and len(benign) == len(twins):
-            lists.append(encode_prompts(lm.tokenizer, [prompt for prompt, _ in benign]))
-        states = [
-            read_states(lm, texts, [site], positions, self.config.batch_size)[site].mean(1)
-            for texts in lists
-        ]
-        return _Labelled(states[0], tuple(states[1:]))
+        return read_labelled(lm, twins, site, positions, self.config.batch_size)
 
     def _rows(self, texts: Texts) -> dict[Part, PairedRows]:
         asked, answers = [prompt for prompt, _ in texts], [answer for _, answer in texts]
@@ -273,66 +266,58 @@ class _Study:
             progress=self.progress,
         )
 
-    def _native(self, setting: _Setting, native: Probe) -> list[Measurement]:
-        return self._measured(setting, native, "native", "own_labels", None, self.config.seed)
-
-    def _carried(self, setting: _Setting, maps: _Maps, method: str) -> list[Measurement]:
+    def _carried(self, settings: Sequence[_Setting], maps: _Maps, method: str) -> list[Measurement]:
         seed = self.config.seed
-        back = pull_back_probe(setting.probe, maps.back)
-        forward = push_forward_probe(setting.probe, maps.forward)
-        return [
-            *self._measured(setting, back, "transferred", "pull_back", method, seed),
-            *self._measured(setting, forward, "transferred", "push_forward", method, seed),
-        ]
+        measured = []
+        for one in settings:
+            back = pull_back_probe(one.probe, maps.back)
+            forward = push_forward_probe(one.probe, maps.forward)
+            for edit, probe in (("pull_back", back), ("push_forward", forward)):
+                measured += self._measured(_Row(one, probe, "transferred", edit, method, seed))
+        return measured
 
     def _nulls(
-        self, setting: _Setting, rows: dict[Part, PairedRows], n_nulls: int
+        self, settings: Sequence[_Setting], rows: dict[Part, PairedRows], n_nulls: int
     ) -> list[Measurement]:
         """Measures maps that know nothing, several draws each."""
-        fitted = _ridge(rows).back
+        fitted = _backward("ridge", rows)
         measured = []
         for seed in range(self.config.seed, self.config.seed + n_nulls):
             generator = torch.Generator().manual_seed(seed)
             ignorant = {
                 "random": random_map_like(fitted, generator),
                 "random_procrustes": random_rotation_like(fitted, generator),
-                "shuffled": _ridge(_shuffled(rows, generator)).back,
+                "shuffled": _backward("ridge", _shuffled(rows, generator)),
             }
-            for method, one in ignorant.items():
+            for setting, (method, one) in itertools.product(settings, ignorant.items()):
                 condition = "shuffled_map" if method == "shuffled" else "random"
                 probe = pull_back_probe(setting.probe, one)
-                measured += self._measured(setting, probe, condition, "pull_back", method, seed)
+                row = _Row(setting, probe, condition, "pull_back", method, seed)
+                measured += self._measured(row)
         return measured
 
-    def _measured(
-        self,
-        setting: _Setting,
-        probe: Probe,
-        condition: str,
-        edit: str,
-        method: str | None,
-        seed: int,
-    ) -> list[Measurement]:
-        test = setting.test
+    def _measured(self, row: _Row) -> list[Measurement]:
+        setting, test = row.setting, row.setting.test
         # A trigger at the beginning of every prompt is preceded by nothing that differs: its states
         # are equal in all prompts, so that an interval over prompts would be an illusion.
-        n = 1 if test.is_constant else len(test.positive)
-        moved = with_positive_share(probe, setting.unlabelled, setting.share)
-        positive, negative = _scores(probe, test)
-        found = [("auroc", edit, auroc_interval(positive, negative, seed=self.config.seed))]
-        for name, used in ((edit, probe), (f"{edit}_recalibrated", moved)):
+        n = 1 if test.is_constant and setting.positions else len(test.positive)
+        moved = with_positive_share(row.probe, setting.unlabelled, setting.share)
+        positive, negative = _scores(row.probe, test)
+        found = [("auroc", row.edit, auroc_interval(positive, negative, seed=self.config.seed))]
+        for name, used in ((row.edit, row.probe), (f"{row.edit}_recalibrated", moved)):
             above, below = _scores(used, test)
             right = ((above > 0) + (below <= 0).mean(1)) / 2
             found.append(("accuracy", name, mean_interval(right, seed=self.config.seed)))
+        reads_states = setting.positions is not None
         return [
             Measurement(
                 task=setting.task,
                 source=self.models[0].identity.name,
                 target=self.models[1].identity.name,
-                source_site=str(self.sites[0]),
-                target_site=str(self.sites[1]),
-                map=method,
-                condition=condition,
+                source_site=str(self.sites[0]) if reads_states else None,
+                target_site=str(self.sites[1]) if reads_states else None,
+                map=row.map,
+                condition=row.condition,
                 edit=name,
                 positions=setting.positions,
                 split="test",
@@ -341,14 +326,39 @@ class _Study:
                 ci_low=None if n == 1 else value.low,
                 ci_high=None if n == 1 else value.high,
                 n=n,
-                seed=seed,
+                seed=row.seed,
             )
             for metric, name, value in found
         ]
 
+    def notes(self, measured: Sequence[Measurement]) -> tuple[str, ...]:
+        """Returns what a reader should know of the numbers."""
+        has_trigger = have_triggers(self.splits.train)
+        notes = [
+            "no label of the target is used, except by the native probe",
+            "the texts of the map hold triggers unless the task says otherwise"
+            if has_trigger
+            else "no trigger: what brings the behaviour about stands against its twin; the map's "
+            "texts hold both unless the task says otherwise",
+            "accuracy is the mean of both classes' accuracies; intervals resample questions",
+            f"the probe of {WORDS} counts the words of the prompts and reads no model",
+        ]
+        same = sorted({m.positions for m in measured if m.n == 1 and m.positions is not None})
+        notes += [
+            f"at {positions} the states are the same in every prompt: each number there rests on "
+            "two states, is 0 or 1 by necessity, and has no interval"
+            for positions in same
+        ]
+        return tuple(notes)
+
+
+def _share(probe: Probe, states: States) -> float:
+    """Returns the share of states that a probe finds positive."""
+    return float((probe.scores(states) > 0).double().mean())
+
 
 def _scores(
-    probe: Probe, test: _Labelled
+    probe: Probe, test: Labelled
 ) -> tuple[Float[np.ndarray, " question"], Float[np.ndarray, "question asked"]]:
     negative = [probe.scores(states).double().cpu().numpy() for states in test.negative]
     return probe.scores(test.positive).double().cpu().numpy(), np.stack(negative, axis=1)
@@ -358,13 +368,20 @@ def _ridge(rows: dict[Part, PairedRows]) -> _Maps:
     return _fitted("ridge", rows)
 
 
-def _fitted(method: Literal["ridge", "procrustes"], rows: dict[Part, PairedRows]) -> _Maps:
-    forward, _ = fit_closed_form(method, {part: moments_of(r) for part, r in rows.items()})
-    turned = {part: moments_of(PairedRows(r.target, r.source)) for part, r in rows.items()}
-    back, _ = fit_closed_form(method, turned)
-    if not isinstance(back, AffineMap) or not isinstance(forward, AffineMap):
+def _fitted(method: _Method, rows: dict[Part, PairedRows]) -> _Maps:
+    return _Maps(_backward(method, rows), _affine(method, rows))
+
+
+def _backward(method: _Method, rows: dict[Part, PairedRows]) -> AffineMap:
+    turned = {part: PairedRows(r.target, r.source) for part, r in rows.items()}
+    return _affine(method, turned)
+
+
+def _affine(method: _Method, rows: dict[Part, PairedRows]) -> AffineMap:
+    made, _ = fit_closed_form(method, {part: moments_of(r) for part, r in rows.items()})
+    if not isinstance(made, AffineMap):
         raise FitError("a probe is carried through affine maps only: fit ridge or procrustes")
-    return _Maps(back, forward)
+    return made
 
 
 def _shuffled(rows: dict[Part, PairedRows], generator: torch.Generator) -> dict[Part, PairedRows]:

@@ -1,4 +1,4 @@
-"""What every study of a trigger starts from: a model, its questions, a scorer of single edits."""
+"""What studies of one model and its trigger start from: questions, a scorer of single edits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from isthmus.core.errors import NoEditError, TriggerError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
+from isthmus.data.prompts import TwinPrompt
 from isthmus.models.batching import PlaceEdits, no_edits
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.models.resuming import PrefixStates, can_resume, last_shared_layer, prefix_states
 from isthmus.models.scoring import answer_nll
+from isthmus.tasks import TASKS
 from isthmus.workflows.config import RunConfig, make_config
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.twins import TwinSplits, read_splits
@@ -43,7 +46,12 @@ class TriggerStudy:
 
 
 def open_study(
-    model: str, settings: Mapping[str, Any] | None, seed: int, progress: Progress
+    model: str,
+    settings: Mapping[str, Any] | None,
+    seed: int,
+    progress: Progress,
+    *,
+    needs_trigger: bool = False,
 ) -> TriggerStudy:
     """Loads a model and reads its questions.
 
@@ -52,14 +60,34 @@ def open_study(
         settings: Other fields of `RunConfig`: questions, triggers, sizes of splits, batch size.
         seed: Seed of everything random.
         progress: Who shows progress.
+        needs_trigger: Whether the study is void without a trigger that can be pointed at.
 
     Returns:
         The model, with its twins in three splits.
+
+    Raises:
+        TriggerError: If a trigger is needed and the task has none.
     """
     config = make_config({"source": model, "target": model, **(settings or {}), "seed": seed})
+    splits = read_splits(config)
+    if needs_trigger and not have_triggers(splits.test):
+        raise TriggerError(
+            f"task {config.task!r} has no trigger that could be pointed at, which this study is "
+            f"about: choose a task that has one ({', '.join(_tasks_with_triggers())})"
+        )
     with progress.stage(f"load {model}"):
         lm = load_language_model(config.source, dtype=config.dtype, device=config.device)
-    return TriggerStudy(lm, config, read_splits(config))
+    return TriggerStudy(lm, config, splits)
+
+
+def have_triggers(twins: Sequence[TwinPrompt]) -> bool:
+    """Says whether every pair of prompts differs by triggers that can be pointed at."""
+    return all(twin.spans for twin in twins)
+
+
+def _tasks_with_triggers() -> list[str]:
+    asked = {name: task.twins("test", 1, 0) for name, task in TASKS.items()}
+    return ["backdoor", *(name for name, twins in asked.items() if twins[0].spans)]
 
 
 class LayerScorer:
@@ -97,10 +125,18 @@ class LayerScorer:
 
         Returns:
             Losses in the order of the texts.
+
+        Raises:
+            NoEditError: If a site is named and nothing was edited.
         """
         layer = None if site is None else last_shared_layer([site])
         prefix = None if layer is None else self._prefixes.get(layer)
         result = answer_nll(
             self.lm, self.texts, edits=place, batch_size=self.batch_size, prefix=prefix
         )
+        if site is not None and not result.n_edited:
+            raise NoEditError(
+                f"an edit at {site} chose no token of {len(self.texts)} texts and changed nothing: "
+                "choose positions that the prompts have"
+            )
         return result.nll.double().numpy()

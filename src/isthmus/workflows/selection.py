@@ -98,7 +98,7 @@ class Selector:
         recorder: Writes validation measurements.
         config: The run.
         progress: Who shows progress.
-        measured: Every validation measurement so far.
+        measured: Every validation measurement so far; what is measured again is not repeated.
     """
 
     coarse: Bench
@@ -283,18 +283,22 @@ class Selector:
         found = []
         for arm, change in zip(arms, bench.benign_changes(arms), strict=True):
             damage = change.divergence.double().numpy()
-            self.measured.append(self.recorder.divergence(arm, damage, bench.benign_turns))
+            self._keep([self.recorder.divergence(arm, damage, bench.benign_turns)])
             found.append((float(damage.mean()), change.accuracy_loss))
         return found
 
     def _effects(self, bench: Bench, arms: Sequence[Arm]) -> list[float]:
         found = []
         for arm, scores in zip(arms, bench.score_all(arms), strict=True):
-            self.measured += [
-                m for m in self.recorder.effects(arm, scores) if m.metric != "edited_positions"
-            ]
+            rows = self.recorder.effects(arm, scores)
+            self._keep([m for m in rows if m.metric != "edited_positions"])
             found.append(point_effect(scores, removal_only=self._removes_only))
         return found
+
+    def _keep(self, rows: Sequence[Measurement]) -> None:
+        # A chosen strength is confirmed by measuring it again.
+        known = {m.key for m in self.measured}
+        self.measured += [m for m in rows if m.key not in known]
 
     def _best(self, scored: Sequence[Scored]) -> Scored:
         return best_within(scored, self.config)

@@ -46,6 +46,12 @@ def test_a_line_has_the_promised_fields_in_the_promised_order(tmp_path):
     )
 
 
+def test_two_numbers_are_told_apart_by_all_but_their_values():
+    assert replace(FULL, value=0.9, ci_low=0.8, ci_high=1.0).key == FULL.key
+    for change in ({"n": 255}, {"seed": 1}, {"map": None}, {"task": "other"}, {"strength": 2.0}):
+        assert replace(FULL, **change).key != FULL.key
+
+
 def test_what_does_not_apply_is_null(tmp_path):
     write_results(tmp_path / "results.jsonl", [SMALL])
     row = json.loads((tmp_path / "results.jsonl").read_text(encoding="utf-8"))
