@@ -8,7 +8,6 @@ from isthmus.data.organisms import benign_examples
 from isthmus.data.prompts import Question, write_questions
 from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.evaluation.paper import PAPER_FIGURES
-from isthmus.evaluation.paper_matching import best_match, found_for
 from isthmus.models.organisms import packed_folder, unpack_organism
 from isthmus.studies import reproduce as module
 from isthmus.studies.paper_models import Scope, keys_of_models
@@ -90,6 +89,7 @@ def test_a_part_that_cannot_run_is_reported_and_the_others_are_there(counted, tm
     assert "<svg></svg>" in page
     picture = (result.folder / "figures" / "small-1.svg").read_text(encoding="utf-8")
     assert picture.startswith("<svg><style>")
+    assert "var(" not in picture
     assert "Quick run" in page
     assert json.loads((result.folder / "provenance.json").read_text())["seed"] == 0
     assert counted == [Scope(is_quick=True, seed=0)]
@@ -156,36 +156,6 @@ def test_every_part_reads_organisms_that_have_a_recipe():
         assert all(recipe_named(name) for name in part.organisms)
 
 
-def test_the_best_of_several_measurements_stands_beside_the_papers_figure():
-    every = [
-        measured(0.5),
-        measured(0.7),
-        measured(0.9, condition="native"),
-        measured(float("nan")),
-    ]
-    wanted = {"task": "backdoor", "target": "qwen2-backdoor", "condition": "transferred"}
-    found = best_match(every, wanted)
-    assert found is not None
-    assert found.value == 0.7
-    assert best_match(every, {"task": "style"}) is None
-
-
-def test_beside_the_papers_figure_stands_the_map_that_validation_chose():
-    every = [
-        measured(0.8, map="ridge"),
-        measured(0.9, map="autoencoder"),
-        measured(0.7, map="ridge", split="validation"),
-        measured(0.6, map="autoencoder", split="validation"),
-    ]
-    wanted = {"task": "backdoor", "condition": "transferred", "split": "test"}
-    values = [
-        (best_match(every, {**wanted, **more}) or measured(0)).value
-        for more in ({}, {"map": "autoencoder"}, {"map": "ridge", "take": "lowest"})
-    ]
-    assert values == [0.8, 0.9, 0.8]
-    assert best_match(every, {**wanted, "split": "train"}) is None
-
-
 def test_studies_of_several_pairs_are_joined_in_order():
     one = StudyResult("x", (measured(0.1),), ("same", "first"))
     two = StudyResult("x", (measured(0.2),), ("same", "second"))
@@ -204,14 +174,31 @@ def test_pictures_and_notes_of_several_pairs_say_which_pair_they_are_of():
     assert all_three.figures == {
         "Swap (llama-backdoor → qwen2-backdoor)": "<svg>1</svg>",
         "Swap (llama-backdoor → gemma2-backdoor)": "<svg>2</svg>",
-        "Swap (llama-backdoor → gemma2-backdoor, 3)": "<svg>3</svg>",
-        "Map": "<svg/>",
+        "Swap (llama-backdoor → gemma2-backdoor) (3)": "<svg>3</svg>",
+        "Map (llama-backdoor → gemma2-backdoor)": "<svg/>",
     }
     assert all_three.notes == (
         "llama-backdoor → qwen2-backdoor: at layer 2",
         "all are small",
         "llama-backdoor → gemma2-backdoor: at layer 3",
     )
+
+
+def test_a_picture_names_the_target_also_where_the_source_was_measured_first():
+    def study(target: str, title: str) -> StudyResult:
+        alone = measured(0.9, target="organism:llama-backdoor", condition="native")
+        return StudyResult(
+            "x", (alone, measured(0.1, target=f"organism:{target}")), (), {title: ""}
+        )
+
+    both = joined("x", [study("qwen2-backdoor", "By scale"), study("gemma2-backdoor", "By scale")])
+    assert list(both.figures) == [
+        "By scale (llama-backdoor → qwen2-backdoor)",
+        "By scale (llama-backdoor → gemma2-backdoor)",
+    ]
+    title = "From llama-backdoor to organism:qwen2-backdoor"
+    named = joined("x", [study("qwen2-backdoor", title), study("gemma2-backdoor", "By scale")])
+    assert next(iter(named.figures)) == title
 
 
 def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_path):
@@ -231,6 +218,14 @@ def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_
     assert counted[0].crossings("backdoor")[0].seed == 3
     page = result.report.read_text(encoding="utf-8")
     assert "Models: organism:llama-backdoor, organism:qwen2-backdoor." in page
+    assert "0.9 to 5 million parameters" not in page
+    assert json.loads((result.folder / "provenance.json").read_text())["pairs"] == [
+        {
+            "source": "organism:llama-backdoor",
+            "target": "organism:qwen2-backdoor",
+            "kind": "same tokenizer",
+        }
+    ]
 
 
 @pytest.mark.parametrize("part", ["refusal_study", "corrupted"])
@@ -295,18 +290,6 @@ def test_models_are_known_without_being_loaded_until_they_change(tmp_path):
     assert after is not None
     assert (before[0], before[1] != after[1]) == (after[0], True)
     assert keys_of_models(["organism:llama", "nobody/has-this-model"]) is None
-
-
-def test_of_other_models_every_target_stands_beside_the_papers_figure():
-    every = [measured(0.5, target="a/one"), measured(0.7, target="two"), measured(0.9)]
-    figure = next(figure for figure in PAPER_FIGURES if figure.number == "T1")
-    found = found_for(figure, every, others=True)
-    assert {title: m.value for title, m in found.items() if m and title.startswith("carried")} == {
-        "carried, one": 0.5,
-        "carried, two": 0.7,
-        "carried, organism:qwen2-backdoor": 0.9,
-    }
-    assert set(found_for(figure, every).values()) == {None}
 
 
 def test_a_process_is_given_no_settings_that_were_not_given():

@@ -129,20 +129,22 @@ def svg_text(figure: Figure, name: str, title: str, description: str) -> str:
 
 
 def svg_file(svg: str) -> str:
-    """Returns a figure as a file of its own, readable on light and on dark pages.
+    """Returns a figure as a file of its own, in plain colours that every program can read.
 
     Args:
         svg: As `svg_text` returns it.
 
     Returns:
-        The same element with the colours that a page would give it.
+        The same element with the colours of a light page; a browser on a dark one takes others.
     """
-    dark = " ".join(
-        f"--{condition.replace('_', '-')}: {style.dark};" for condition, style in STYLES.items()
+    plain = re.sub(r"var\(--[\w-]+, ([^()]+)\)", r"\1", svg).replace("currentColor", INK)
+    darker = {style.light: style.dark for style in STYLES.values()}
+    darker |= {INK: _DARK_INK, RULE: _DARK_RULE}
+    rules = " ".join(
+        f'[style*="{name}: {light}"] {{ {name}: {dark} !important; }}'
+        for light, dark in darker.items()
+        for name in ("fill", "stroke")
+        if f"{name}: {light}" in plain
     )
-    style = (
-        f"<style>svg {{ color: {INK}; }} @media (prefers-color-scheme: dark) "
-        f"{{ svg {{ color: {_DARK_INK}; --rule: {_DARK_RULE}; {dark} }} }}</style>"
-    )
-    start, rest = svg.split(">", 1)
-    return f"{start}>{style}{rest}\n"
+    start, rest = plain.split(">", 1)
+    return f"{start}><style>@media (prefers-color-scheme: dark) {{ {rules} }}</style>{rest}\n"

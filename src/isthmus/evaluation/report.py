@@ -37,7 +37,7 @@ from isthmus.evaluation.plots import (
 )
 
 REPORT_NAME = "report.html"
-_CONTROLS = ("random", "shuffled_map", "identity_map", "noise", "mean_ablation")
+CONTROLS = ("random", "shuffled_map", "identity_map", "noise", "mean_ablation")
 _HEADLINE = {
     "recovery": "Recovery ↑",
     "swap": "Swap ↑",
@@ -157,7 +157,7 @@ class Crossing:
     @property
     def control(self) -> Row | None:
         """The control that came closest to working."""
-        rows = [row for row in self.rows if row.arm[0] in _CONTROLS]
+        rows = [row for row in self.rows if row.arm[0] in CONTROLS]
         return max(rows, key=lambda row: _score(row.cells.values(), self.metric), default=None)
 
     def headline(self, row: Row | None) -> Measurement | None:
@@ -215,7 +215,7 @@ def _row(
     tried = [m for m in validation if arm_of(m) == arm]
 
     def merit(setting: tuple[object, ...]) -> tuple[float, float]:
-        if arm[0] in _CONTROLS:
+        if arm[0] in CONTROLS:
             return _score([m for m in mine if (*_setting(m), m.seed) == setting], metric)
         return _score([m for m in tried if _setting(m) == setting[:-1]], metric)
 

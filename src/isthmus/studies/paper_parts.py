@@ -31,6 +31,11 @@ from isthmus.studies.switch_parts import (
 from isthmus.workflows.config import TaskName
 from isthmus.workflows.run import carry_out
 
+_RATES = (
+    "What is left of the behaviour after steering, with 95 % intervals; arms that were not made to "
+    "write, such as maps that were not chosen, show their swap"
+)
+
 
 def _crossings(task: TaskName) -> Part:
     def work(scope: Scope, progress: Progress) -> StudyResult:
@@ -42,7 +47,7 @@ def _crossings(task: TaskName) -> Part:
                 measured += crossing.measurements
                 notes += crossing.summary["notes"]
         figures = {
-            "What is left of the behaviour after steering, with 95 % intervals": transfer_rates(
+            _RATES: transfer_rates(
                 measured, f"rates-{task}", f"{task}: share of triggered prompts with the behaviour"
             )
         }

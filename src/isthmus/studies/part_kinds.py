@@ -1,6 +1,7 @@
 """What a part of the reproduction is, and several of its studies as one."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,21 +42,22 @@ def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
         results: At least one.
 
     Returns:
-        All numbers, notes and pictures, in order. A title that several have, and a note that not
-        all have, says of which pair it is.
+        All numbers, notes and pictures, in order. A note that not all have says of which pair it
+        is, and so does every title that does not name it.
     """
     pairs = [_pair_of(result) for result in results]
-    n_titles = Counter(title for result in results for title in result.figures)
+    is_one = len(set(pairs)) == 1
     n_notes = Counter(note for result in results for note in dict.fromkeys(result.notes))
     figures: dict[str, str] = {}
     notes: list[str] = []
     for number, (pair, result) in enumerate(zip(pairs, results, strict=True), start=1):
         for title, svg in result.figures.items():
-            named = title if n_titles[title] == 1 else f"{title} ({pair})"
-            figures[named if named not in figures else f"{title} ({pair}, {number})"] = svg
+            is_named = is_one or set(pair) <= set(re.findall(r"[^\s,:/()]+", title))
+            named = title if is_named else f"{title} ({' → '.join(pair)})"
+            figures[named if named not in figures else f"{named} ({number})"] = svg
         for note in result.notes:
-            is_shared = n_notes[note] == len(results) or len(set(pairs)) == 1
-            notes.append(note if is_shared else f"{pair}: {note}")
+            is_shared = n_notes[note] == len(results) or is_one
+            notes.append(note if is_shared else f"{' → '.join(pair)}: {note}")
     return StudyResult(
         name,
         tuple(itertools.chain.from_iterable(r.measurements for r in results)),
@@ -65,9 +67,10 @@ def joined(name: str, results: Sequence[StudyResult]) -> StudyResult:
     )
 
 
-def _pair_of(result: StudyResult) -> str:
-    if not result.measurements:
-        return result.name
-    first = result.measurements[0]
-    ends = dict.fromkeys(short_name(one) for one in (first.source, first.target) if one)
-    return " → ".join(ends) or result.name
+def _pair_of(result: StudyResult) -> tuple[str, ...]:
+    """Returns both ends of a study, or its model where it is one; its own name without numbers."""
+    ends = dict.fromkeys((short_name(m.source), short_name(m.target)) for m in result.measurements)
+    # A study of two models measures the source by itself, too.
+    two = [pair for pair in ends if pair[0] != pair[1]]
+    first = next(iter((*two, *ends)), (result.name,))
+    return tuple(dict.fromkeys(first))

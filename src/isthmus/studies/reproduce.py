@@ -22,6 +22,7 @@ from isthmus.evaluation.figure_style import svg_file
 from isthmus.evaluation.measurements import write_results
 from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
 from isthmus.studies.matrix_parts import matrix_parts
+from isthmus.studies.pair_kinds import kinds_of_pairs
 from isthmus.studies.paper_models import Scope
 from isthmus.studies.paper_parts import PARTS
 from isthmus.studies.part_kinds import Part
@@ -131,6 +132,10 @@ def reproduce(
         "kind": "Quick" if is_quick else "Full",
         "seed": seed,
         "models": list(dict.fromkeys(models)),
+        "pairs": [
+            {"source": source, "target": target, "kind": kind}
+            for (source, target), kind in kinds_of_pairs(scope.given).items()
+        ],
     }
     with atomic_folder(place, replace=True) as folder:
         write_results(folder / "results.jsonl", [m for part in parts for m in part.measurements])
