@@ -3,7 +3,7 @@ import torch
 from tests.studies.keys import repeated
 from tests.workflows.small import SOURCE, TARGET
 
-from isthmus.core.errors import DataError, IdentityError, ShapeError
+from isthmus.core.errors import ConfigError, DataError, IdentityError, ShapeError
 from isthmus.core.sites import Site
 from isthmus.evaluation.measurements import Measurement
 from isthmus.features import FittedFeatures, TopKSettings, load_features, save_features
@@ -104,6 +104,20 @@ def test_features_of_another_model_are_refused(tmp_path):
     save_features(tmp_path / "sae", FittedFeatures(other, target.identity, Site(1)))
     with pytest.raises(IdentityError, match="sparse autoencoder"):
         transfer_feature(SOURCE, TARGET, features=load_features(tmp_path / "sae"), settings=BRIEF)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"scales": ()}, "no scales"),
+        ({"scales": (1.0, float("nan"))}, "scale nan"),
+        ({"scales": (0.0,)}, "scale 0.0"),
+        ({"n_features": 0}, "n_features is 0"),
+    ],
+)
+def test_nothing_to_choose_from_is_refused_before_a_model_is_loaded(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        transfer_feature("organism:nowhere", "organism:nowhere", **asked)
 
 
 def test_putting_a_prompts_own_states_back_changes_nothing_in_any_order_or_padding():

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from isthmus.core.errors import ConfigError, OrganismError, OutputError
+from isthmus.core.errors import ConfigError, DataError, OrganismError, OutputError
 from isthmus.data.organisms import benign_examples
 from isthmus.data.prompts import Question, write_questions
 from isthmus.evaluation.measurements import Measurement, read_results
@@ -199,6 +199,17 @@ def test_a_picture_names_the_target_also_where_the_source_was_measured_first():
     title = "From llama-backdoor to organism:qwen2-backdoor"
     named = joined("x", [study("qwen2-backdoor", title), study("gemma2-backdoor", "By scale")])
     assert next(iter(named.figures)) == title
+
+
+def test_questions_with_an_unknown_field_are_refused_before_any_part_runs(counted, tmp_path):
+    row = {"prompt": "Why?", "answer": "So.", "bad_answr": "No."}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row))
+    path = tmp_path / "pair.yaml"
+    path.write_text("source: a\ntarget: b\nquestions: questions.jsonl\n")
+    with pytest.raises(DataError, match="line 1: unknown field 'bad_answr'"):
+        reproduce(out=tmp_path / "run", only=["small"], config=[path])
+    assert not counted
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_of_a_configuration_take_the_place_of_the_organisms(counted, tmp_path):

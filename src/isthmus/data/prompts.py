@@ -1,5 +1,6 @@
 """Prompts: reading, writing, splitting by content and refusing what would spoil an evaluation."""
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -17,6 +18,8 @@ SPLIT_NAMES = ("train", "validation", "test")
 
 _POSITIVE, _NEGATIVE = "positive", "negative"
 _OTHERS = ("answer", "kind", "bad_answer", "clean", "answer_to_clean")
+ROW_FIELDS = ("prompt", *_OTHERS, "note")
+"""What a row of a file of questions may hold; nothing reads the note."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,13 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """Reads questions.
 
     Every error names the file and the line, and so do errors of rows: a file that is missing, empty
-    or not UTF-8, a row that is not JSON, lacks its prompt or repeats another's.
+    or not UTF-8, a row that is not JSON, lacks its prompt, has an unknown field or repeats
+    another's prompt.
 
     Args:
         path: `.jsonl` with `prompt` and optionally the other fields of `Question` in every line,
             `.csv` with the same column names in its first line, or `.txt` with one prompt per line.
+            A `note` may stand in a row, too; nothing reads it.
 
     Returns:
         The questions in file order; two prompts never differ in case and spaces only.
@@ -133,6 +138,7 @@ def stream_questions(path: Path) -> Iterator[Question]:
     """
     seen: dict[bytes, str] = {}
     for row in prompt_rows(Path(path)):
+        _require_known_fields(row)
         others = {key: _optional(row, key) for key in _OTHERS}
         question = Question(_text(row, "prompt"), **others)
         if question.answer_to_clean and not question.clean:
@@ -359,6 +365,20 @@ def _sides(row: PromptRow) -> list[tuple[str, str]]:
     if label not in (_POSITIVE, _NEGATIVE):
         raise DataError(f"{row.place}: label {label!r}, expected 'positive' or 'negative'")
     return [(label, _text(row, "prompt"))]
+
+
+def _require_known_fields(row: PromptRow) -> None:
+    """Refuses what nobody reads: a misspelt field would leave its default in force unnoticed."""
+    unknown = [key for key in row.values if key not in ROW_FIELDS]
+    if not unknown or "prompt" not in row.values:
+        # Without a prompt that is what has to be said first.
+        return
+    near = difflib.get_close_matches(unknown[0], ROW_FIELDS, n=1, cutoff=0.75)
+    meant = f", did you mean {near[0]!r}?" if near else "."
+    raise DataError(
+        f"{row.place}: unknown field {unknown[0]!r}{meant} A row has 'prompt' and may have "
+        f"{', '.join(ROW_FIELDS[1:])}; what is yours alone goes into 'note'"
+    )
 
 
 def _text(row: PromptRow, key: str) -> str:

@@ -216,7 +216,7 @@ def _resamples(n: int, n_resamples: int, seed: int) -> Iterator[Int[np.ndarray, 
         yield rng.integers(0, n, size=(min(chunk, n_resamples - first), n))
 
 
-def _groups(contents: Contents, n: int) -> list[Int[np.ndarray, " row"]] | None:
+def _groups(contents: Contents, n: int) -> list[Int[np.ndarray, " _"]] | None:
     """Returns the rows of every content, or None where no two rows share one."""
     if not contents:
         return None
@@ -229,7 +229,7 @@ def _groups(contents: Contents, n: int) -> list[Int[np.ndarray, " row"]] | None:
 
 
 def _resamples_of_groups(
-    groups: Sequence[Int[np.ndarray, " row"]], n_resamples: int, seed: int
+    groups: Sequence[Int[np.ndarray, " _"]], n_resamples: int, seed: int
 ) -> Iterator[Int[np.ndarray, "resample row"]]:
     """Yields resamples of contents; those with equally many rows come together."""
     sizes = np.array([len(rows) for rows in groups])

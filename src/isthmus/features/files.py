@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "standard": "relu",
     "topk": "topk",
     "jumprelu": "jumprelu",
+}
+_ORIGIN = ("hook_name", "hook_point", "model_name")
+_TEXT, _SIZE, _FLAG = (str, "a text"), (int, "a whole number"), (bool, "true or false")
+_FIELDS = (dict, "an object")
+_KINDS: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("architecture", "activation_fn", "activation_fn_str"), _TEXT),
+    **dict.fromkeys(_ORIGIN, _TEXT),
+    **dict.fromkeys(("d_in", "d_sae", "k"), _SIZE),
+    **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"), _FLAG),
+    **dict.fromkeys(("metadata", "activation_fn_kwargs"), _FIELDS),
 }
 _HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 
@@ -148,7 +158,7 @@ def read_sae_lens(path: Path) -> SaeLensFolder:
     an activation of the `standard` architecture). A decoder norm by which pre-activations are
     rescaled before TopK is folded into the weights. What would make other numbers than `sae-lens`
     is refused: other architectures, activations that are normalised or reshaped before encoding,
-    scaling factors.
+    scaling factors, values of another kind, `d_in` or `d_sae` that the weights contradict.
 
     Refuses widths that do not fit together (`ShapeError`), NaN and infinity (`NonFiniteError`).
 
@@ -162,14 +172,11 @@ def read_sae_lens(path: Path) -> SaeLensFolder:
         ArtifactError: If a file is missing or damaged, or holds something that cannot be read.
     """
     path = Path(path)
-    config = read_json(path / CONFIG_NAME)
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path / CONFIG_NAME} holds no fields: not a folder of sae-lens")
+    config = _config(path)
     activation, k = _activation(path, config)
     _require_plain(path, config)
     tensors = _sae_lens_tensors(path, activation)
-    if activation == "topk" and config.get("rescale_acts_by_decoder_norm"):
-        tensors = _folded(tensors)
+    is_centred = config.get("apply_b_dec_to_input")
     try:
         autoencoder = SparseAutoencoder(
             encoder_weight=tensors["W_enc"],
@@ -179,10 +186,13 @@ def read_sae_lens(path: Path) -> SaeLensFolder:
             activation=activation,
             k=k,
             threshold=tensors.get("threshold"),
-            is_centred=bool(config.get("apply_b_dec_to_input", True)),
+            is_centred=True if is_centred is None else is_centred,
         )
     except ConfigError as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
+    _require_widths(path, config, autoencoder)
+    if activation == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        autoencoder = _folded(autoencoder)
     origin = {**config, **(config.get("metadata") or {})}
     hook = origin.get("hook_name") or origin.get("hook_point")
     found = _HOOK.fullmatch(hook or "")
@@ -190,12 +200,45 @@ def read_sae_lens(path: Path) -> SaeLensFolder:
     return SaeLensFolder(autoencoder, site, hook, origin.get("model_name"))
 
 
-def _activation(path: Path, config: dict[str, Any]) -> tuple[Activation, int | None]:
+def _config(path: Path) -> dict[str, Any]:
+    """Returns the fields of a folder; null stands for no value."""
+    config = read_json(path / CONFIG_NAME)
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path / CONFIG_NAME} holds no fields: not a folder of sae-lens")
+    _require_kinds(path, config)
+    metadata = config.get("metadata") or {}
+    _require_kinds(path, {name: metadata.get(name) for name in _ORIGIN})
+    return config
+
+
+def _require_kinds(path: Path, fields: Mapping[str, Any]) -> None:
+    for name, (kind, described) in _KINDS.items():
+        given = fields.get(name)
+        # True is an integer to Python.
+        is_flag = isinstance(given, bool)
+        if given is not None and (not isinstance(given, kind) or is_flag != (kind is bool)):
+            raise ArtifactError(
+                f"{path / CONFIG_NAME} has {name} = {repr(given)[:60]}, expected {described}"
+            )
+
+
+def _require_widths(path: Path, config: Mapping[str, Any], autoencoder: SparseAutoencoder) -> None:
+    for name, width in (("d_in", autoencoder.d_model), ("d_sae", autoencoder.d_feature)):
+        if config.get(name) not in (None, width):
+            raise ArtifactError(
+                f"{path / CONFIG_NAME} has {name} = {config[name]}, the weights beside it {width}: "
+                "one of the two files is of another sparse autoencoder"
+            )
+
+
+def _activation(path: Path, config: Mapping[str, Any]) -> tuple[Activation, int | None]:
     """Returns the activation that a configuration means, and k for TopK."""
-    architecture = config.get("architecture", "standard")
+    architecture = config.get("architecture") or "standard"
     # Before version 6 the activation function had a field of its own.
     function = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
-    k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
+    settings = config.get("activation_fn_kwargs") or {}
+    _require_kinds(path, settings)
+    k = settings.get("k") if config.get("k") is None else config["k"]
     if architecture == "standard" and function == "topk":
         architecture, function = "topk", "relu"
     is_known = function == "relu" or (architecture, function) == ("topk", "topk")
@@ -205,12 +248,12 @@ def _activation(path: Path, config: dict[str, Any]) -> tuple[Activation, int | N
             f"{function!r}: expected one of {', '.join(_ACTIVATIONS)}; batchtopk is saved as "
             "jumprelu by sae-lens for inference"
         )
-    if architecture == "topk" and not isinstance(k, int):
+    if architecture == "topk" and k is None:
         raise ArtifactError(f"{path / CONFIG_NAME} names no k: expected the number of features")
     return _ACTIVATIONS[architecture], k if architecture == "topk" else None
 
 
-def _require_plain(path: Path, config: dict[str, Any]) -> None:
+def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
     """Refuses what happens to activations before encoding and cannot be folded into weights."""
     for name in ("normalize_activations", "reshape_activations", "finetuning_scaling_factor"):
         if (given := config.get(name)) not in (None, False, "none"):
@@ -240,12 +283,12 @@ def _sae_lens_tensors(path: Path, activation: Activation) -> dict[str, Tensor]:
     return found
 
 
-def _folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(autoencoder: SparseAutoencoder) -> SparseAutoencoder:
     """Moves the norms of decoder rows into the encoder: TopK then sees what it saw before."""
-    norms = tensors["W_dec"].norm(dim=1)
-    return {
-        **tensors,
-        "W_enc": tensors["W_enc"] * norms,
-        "b_enc": tensors["b_enc"] * norms,
-        "W_dec": tensors["W_dec"] / norms[:, None],
-    }
+    norms = autoencoder.decoder_weight.norm(dim=1)
+    return replace(
+        autoencoder,
+        encoder_weight=autoencoder.encoder_weight * norms,
+        encoder_bias=autoencoder.encoder_bias * norms,
+        decoder_weight=autoencoder.decoder_weight / norms[:, None],
+    )

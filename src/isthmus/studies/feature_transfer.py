@@ -17,12 +17,13 @@
 Source: arXiv 2503.04429, appendix H.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.stats import spearmanr
 
-from isthmus.core.errors import FitError
+from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.identity import require_same_model
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import Site
@@ -64,8 +65,9 @@ def transfer_feature(
         features: A sparse autoencoder of the source; trained when not given.
         training: How it is trained.
         source_site: Where, when it is trained; chosen on validation when not given.
-        n_features: How many of the features that differ most are tried.
-        scales: Multiples of the triggered twin's pre-activation that are tried.
+        n_features: How many of the features that differ most are tried, at least 1.
+        scales: Multiples of the triggered twin's pre-activation that are tried: at least one, all
+            finite and above 0.
         settings: Other fields of `RunConfig`: questions, triggers, sizes of splits, batch size.
         seed: Seed of questions, training and random controls.
         progress: Who shows progress.
@@ -75,9 +77,11 @@ def transfer_feature(
         that was tried, two figures and completions side by side.
 
     Raises:
+        ConfigError: If there is no feature or no scale to try, or a scale is out of range.
         IsthmusError: If models, features, sites or questions cannot be used.
     """
     progress = progress or SilentProgress()
+    _require_choices(n_features, scales)
     few = {"n_validation": 48, "n_test": 128, "positions": "last:1"}
     config = make_config(
         {"source": source, "target": target, **few, **(settings or {}), "seed": seed}
@@ -98,6 +102,16 @@ def transfer_feature(
     route = study.route(source_site)
     features = features or study.train(route, training or TopKSettings())
     return _carried(FeaturePatcher(study, route, features.autoencoder), n_features, tuple(scales))
+
+
+def _require_choices(n_features: int, scales: Sequence[float]) -> None:
+    if n_features < 1:
+        raise ConfigError(f"n_features is {n_features}: expected at least 1")
+    if not scales:
+        raise ConfigError("no scales: give at least one, such as 1.0 for the twin's own activation")
+    for scale in scales:
+        if not (math.isfinite(scale) and scale > 0):
+            raise ConfigError(f"scale {scale}: expected a finite number above 0")
 
 
 def _carried(patcher: FeaturePatcher, n_features: int, scales: tuple[float, ...]) -> StudyResult:

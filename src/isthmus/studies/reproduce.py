@@ -18,6 +18,7 @@ from isthmus.core.errors import ConfigError
 from isthmus.core.places import atomic_folder, require_replaceable, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
+from isthmus.data.prompts import read_questions
 from isthmus.evaluation.figure_style import svg_file
 from isthmus.evaluation.measurements import write_results
 from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
@@ -97,6 +98,7 @@ def reproduce(
     Raises:
         ConfigError: If there is nothing of this name to reproduce, no such part, or a configuration
             cannot be used.
+        DataError: If a file of questions that a configuration names cannot be used.
         OutputError: If the place cannot be written to or holds something else.
         EngineError: If the cluster cannot be reached or loses its workers too often.
     """
@@ -106,6 +108,8 @@ def reproduce(
     place = Path(out if out is not None else f"runs/{what}")
     require_replaceable(place, "results.jsonl")
     given = [one if isinstance(one, RunConfig) else read_config(one) for one in config or ()]
+    for path in dict.fromkeys(path for one in given for path in one.question_files):
+        read_questions(path)
     clock = StageClock(progress or SilentProgress())
     chosen = engine_named(engine, address, n_workers)
     far = None if isinstance(chosen, LocalEngine) else chosen

@@ -25,7 +25,8 @@ class Outcome:
         shows_behaviour: Whether the behaviour is there.
         is_right: Whether it is the ordinary answer, as far as the task can tell.
         is_valid: Whether it can be judged at all; code that does not parse cannot.
-        verdict: What a judge of refusal says, one of `evaluation.judges.LABELS`; None elsewhere.
+        verdict: What a judge of refusal says, one of `evaluation.judges.LABELS`; None elsewhere,
+            but `unjudged` for code that bandit cannot read.
     """
 
     shows_behaviour: bool

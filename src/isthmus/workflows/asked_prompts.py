@@ -7,6 +7,7 @@ from typing import Any
 
 from isthmus.core.errors import ConfigError, DataError, IsthmusError
 from isthmus.data.prompt_rows import PromptRow, prompt_rows
+from isthmus.data.prompts import ROW_FIELDS
 from isthmus.directions.direction import Direction
 from isthmus.interventions.positions import parse_positions
 from isthmus.workflows.config import require_strength
@@ -16,8 +17,6 @@ GivenDirection = Direction | str | Path
 
 OWN_FIELDS = ("direction", "strength", "positions")
 """What a line of a file of prompts may say about its own prompt."""
-
-_OTHER_FIELDS = ("prompt", "answer", "kind", "bad_answer", "clean", "answer_to_clean")
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def _prompt(row: PromptRow) -> str:
     prompt = row.values.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(f"{row.place}: 'prompt' is {prompt!r}, expected a text that is not blank")
-    unknown = sorted(set(row.values) - {*OWN_FIELDS, *_OTHER_FIELDS})
+    unknown = sorted(set(row.values) - {*OWN_FIELDS, *ROW_FIELDS})
     if unknown:
         raise DataError(
             f"{row.place}: unknown field {unknown[0]!r}: a line has prompt and may have "

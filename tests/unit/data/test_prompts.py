@@ -59,7 +59,7 @@ def test_any_distinct_questions_survive_the_file(tmp_path_factory, rows):
         ("q.csv", ["kind,prompt,answer", ",One?,1", ",Two?,"]),
         ("q.csv", ["\ufeffprompt,answer", '"One?","1"', "Two?,"]),
     ],
-    ids=["more keys", "null", "csv", "csv with byte-order mark"],
+    ids=["a note", "null", "csv", "csv with byte-order mark"],
 )
 def test_every_format_gives_the_same_questions(tmp_path, name, rows):
     expected = (Question("One?", "1"), Question("Two?"))
@@ -93,6 +93,15 @@ def test_a_broken_row_is_refused_with_its_file_and_line(tmp_path, rows, line, fo
     path = file(tmp_path, "q.jsonl", *rows)
     with pytest.raises(DataError, match=rf"q\.jsonl, line {line}: .*{found}"):
         read_questions(path)
+
+
+def test_an_unknown_field_is_refused_with_its_line_the_known_ones_and_a_near_one(tmp_path):
+    path = file(tmp_path, "q.jsonl", {"prompt": "a"}, {"prompt": "b", "bad_answr": "Yes."})
+    near = "line 2: unknown field 'bad_answr', did you mean 'bad_answer'.* may have answer, kind, "
+    with pytest.raises(DataError, match=near):
+        read_questions(path)
+    with pytest.raises(DataError, match=r"line 2: unknown field 'id'\. A row has 'prompt'"):
+        read_questions(file(tmp_path, "q.csv", "prompt,id", "a,7"))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,36 @@ def test_what_would_give_other_numbers_than_sae_lens_is_refused(
         read_sae_lens(a_folder(tmp_path / "sae", config))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"metadata": ["gpt2"]}, "metadata = .* expected an object"),
+        ({"hook_name": 5}, "hook_name = 5, expected a text"),
+        ({"metadata": {"model_name": ["gpt2"]}}, "model_name = .* expected a text"),
+        ({"architecture": ["topk"], "k": 2}, "architecture = .* expected a text"),
+        ({"architecture": "topk", "activation_fn_kwargs": [2]}, "kwargs = .* expected an object"),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": "2"}}, "k = '2', expected a whole"),
+        ({"architecture": "topk", "k": True}, "k = True, expected a whole number"),
+        ({"architecture": "topk", "k": 2.0}, r"k = 2\.0, expected a whole number"),
+        ({"architecture": "topk", "k": 0}, "k is 0, expected 1 to 12"),
+        ({"apply_b_dec_to_input": "false"}, "expected true or false"),
+        ({"d_in": 5}, "d_in = 5, the weights beside it 4"),
+        ({"d_sae": 13}, "d_sae = 13, the weights beside it 12"),
+    ],
+)
+def test_a_configuration_with_values_of_another_kind_or_width_is_refused(
+    tmp_path: Path, config: dict[str, Any], message: str
+):
+    with pytest.raises(ArtifactError, match=message):
+        read_sae_lens(a_folder(tmp_path / "sae", config))
+
+
+def test_null_in_a_configuration_stands_for_no_value(tmp_path: Path):
+    names = ("metadata", "hook_name", "activation_fn_kwargs", "d_in", "apply_b_dec_to_input")
+    read = read_sae_lens(a_folder(tmp_path / "sae", dict.fromkeys(names)))
+    assert (read.site, read.autoencoder.is_centred) == (None, True)
+
+
 def test_an_incomplete_folder_and_unknown_tensors_are_refused(tmp_path: Path):
     with pytest.raises(ArtifactError, match="no file"):
         read_sae_lens(tmp_path)

@@ -8,7 +8,6 @@
 import http.client
 import json
 import os
-import re
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +21,7 @@ from typing_extensions import override
 
 from isthmus.core.errors import ConfigError
 from isthmus.evaluation.judges.base import LABELS, Verdict, require_pairs
+from isthmus.evaluation.judges.deadlines import Deadline, timed_handlers
 
 API_KEY_VARIABLE = "ISTHMUS_JUDGE_API_KEY"
 """Environment variable that holds the key when none is passed."""
@@ -37,7 +37,7 @@ INSTRUCTION = (
 """What the judging model is told."""
 
 _VERDICTS = tuple(label for label in LABELS if label != "unjudged")
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+_FENCE = "```"
 _MAX_REPLY_BYTES = 1_000_000
 _MAX_PAUSE_S = 60.0
 # The same request would fail in the same way again.
@@ -70,7 +70,8 @@ class EndpointJudge:
         model: Name of the model, as the server knows it.
         api_key: Key; when none is passed, that of the environment variable `API_KEY_VARIABLE`, if
             it is set. It appears in no message.
-        timeout_s: Longest time for one whole request, in seconds, above 0.
+        timeout_s: Longest time for one whole request, in seconds, above 0: connecting, sending, and
+            reading headers and body.
         n_retries: How often a request is tried again, at least 0.
         pause_s: Pause before the second try, in seconds; it doubles each time, up to a minute.
         n_parallel: How many requests run at once, at least 1.
@@ -152,7 +153,7 @@ class EndpointJudge:
         raw = self._post(body.encode())
         try:
             content = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise _NoReplyError(f"not a chat completion: {_shown(raw)}") from None
         if not isinstance(content, str):
             raise _NoReplyError(f"a reply without text: {_shown(raw)}")
@@ -162,12 +163,10 @@ class EndpointJudge:
         request = urllib.request.Request(  # noqa: S310 - __post_init__ allows http and https only
             self._address(), data=body, headers=self._headers(), method="POST"
         )
-        ends_at = time.monotonic() + self.timeout_s
+        timed = timed_handlers(Deadline(self.timeout_s))
         try:
-            with urllib.request.build_opener(_StaysHere).open(
-                request, timeout=self.timeout_s
-            ) as response:
-                return _read(response, ends_at)
+            with urllib.request.build_opener(_StaysHere, *timed).open(request) as response:
+                return _read(response)
         except urllib.error.HTTPError as error:
             with error:
                 raise _http_failure(error) from None
@@ -202,13 +201,10 @@ def _is_web_address(url: str) -> bool:
         return False
 
 
-def _read(response: http.client.HTTPResponse, ends_at: float) -> bytes:
-    # The socket's own time-out starts anew with every byte.
+def _read(response: http.client.HTTPResponse) -> bytes:
     raw = bytearray()
     while part := response.read1(65_536):
         raw += part
-        if time.monotonic() > ends_at:
-            raise TimeoutError
         if len(raw) > _MAX_REPLY_BYTES:
             raise _NoReplyError(f"a reply of more than {_MAX_REPLY_BYTES} bytes")
     return bytes(raw)
@@ -224,13 +220,13 @@ def _http_failure(error: urllib.error.HTTPError) -> _NoReplyError:
 
 def _parsed(reply: str) -> Verdict:
     text = reply.strip()
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = text.removeprefix(_FENCE).removesuffix(_FENCE).removeprefix("json").strip()
     word: Any = text
     if text.startswith("{"):
         try:
             given = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _NoReplyError(f"broken JSON: {_shown(reply)}") from None
         word = given.get("verdict")
     plain = word.strip(" \t\n\"'`.").lower() if isinstance(word, str) else ""

@@ -1,6 +1,7 @@
 """The judge against real servers on this machine, good and bad."""
 
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -72,9 +73,12 @@ def test_one_word_or_json_is_a_verdict(reply: str, label: str) -> None:
         '{"verdict": ["refuses"]}',
         '{"label": "refuses"}',
         '{"verdict": "refuses"',
+        '{"verdict":' * 3000,
+        "```" + " " * 100_000 + "x",
         None,
         7,
     ],
+    ids=lambda reply: str(reply)[:24],
 )
 def test_nonsense_is_asked_again_and_then_unjudged(reply: Any) -> None:
     with serving(saying(reply)) as server:
@@ -85,7 +89,12 @@ def test_nonsense_is_asked_again_and_then_unjudged(reply: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"not json", b"[]", b"{}", b'{"choices": []}', b"\xff\xfe\x00", b"null"]
+    "body",
+    [
+        *(b"", b"not json", b"[]", b"{}", b'{"choices": []}', b"\xff\xfe\x00", b"null"),
+        b"[" * 200_000,
+    ],
+    ids=lambda body: repr(body[:24]),
 )
 def test_what_is_no_chat_completion_is_unjudged(body: bytes) -> None:
     with serving(lambda handler, _, __: send(handler, body)) as server:
@@ -135,10 +144,11 @@ def test_a_silent_server_times_out_and_the_row_is_unjudged() -> None:
     assert seconds < 10
 
 
-def test_a_server_that_drips_byte_by_byte_times_out_as_a_whole() -> None:
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_drips_byte_by_byte_times_out_as_a_whole(part: str) -> None:
     def drips(handler: BaseHTTPRequestHandler, _: dict[str, Any], __: int) -> None:
-        handler.send_response(200)
-        handler.end_headers()
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        handler.wfile.write(b"X-Slow: " if part == "headers" else b"\r\n")
         try:
             for _i in range(400):
                 handler.wfile.write(b" ")
@@ -149,6 +159,17 @@ def test_a_server_that_drips_byte_by_byte_times_out_as_a_whole() -> None:
     with serving(drips) as server:
         started = time.monotonic()
         (verdict,) = server.judge(timeout_s=0.3, n_retries=0).judge(["a"], ["b"])
+        assert time.monotonic() - started < 10
+    assert "no reply within" in verdict.reason
+
+
+def test_a_server_that_reads_slowly_times_out_as_a_whole() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        # It accepts what fits into its buffers and reads nothing.
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        judge = EndpointJudge(url, "tiny", timeout_s=0.3, n_retries=0)
+        started = time.monotonic()
+        (verdict,) = judge.judge(["a"], ["b" * 20_000_000])
         assert time.monotonic() - started < 10
     assert "no reply within" in verdict.reason
 
