@@ -10,7 +10,7 @@ SIZES = {"n_train": 60, "n_validation": 12, "n_test": 24, "n_random": 1}
 
 @cache
 def studied() -> StudyResult:
-    return study_refusal("organism:llama-assistant", "organism:qwen2-assistant", **SIZES)
+    return study_refusal("organism:llama-assistant", "organism:qwen2-assistant", settings=SIZES)
 
 
 def value(condition: str, edit: str | None, kind: str, metric: str) -> float:

@@ -60,6 +60,11 @@ def test_a_task_without_a_prompt_against_its_behaviour_has_no_such_baseline():
 
 def test_a_task_with_prompts_of_its_own_takes_no_questions(tmp_path):
     with pytest.raises(ConfigError, match="brings its own prompts"):
+        small_config(task="corrupted", questions=str(tmp_path / "questions.jsonl"))
+
+
+def test_a_style_of_ones_own_needs_both_instructions_and_a_marker(tmp_path):
+    with pytest.raises(ConfigError, match="give bad_trigger, behaviour_marker, clean_trigger"):
         small_config(task="style", questions=str(tmp_path / "questions.jsonl"))
 
 

@@ -19,9 +19,10 @@ EXIT_CODES: dict[type[errors.IsthmusError], int] = {
     errors.FitError: 8,
     errors.NoEditError: 9,
     errors.EngineError: 10,
+    errors.IncompleteError: 11,
 }
 """Exit codes: 1 other, 2 options, 3 prompts, 4 models, 5 mismatch, 6 damaged files, 7 output,
-8 numbers, 9 nothing edited, 10 no cluster or no workers."""
+8 numbers, 9 nothing edited, 10 no cluster or no workers, 11 parts that failed."""
 
 
 def exit_code(error: errors.IsthmusError) -> int:

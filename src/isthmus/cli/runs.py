@@ -28,6 +28,13 @@ Cached = Annotated[
     bool,
     typer.Option("--cache/--no-cache", help="Use crossings that were finished before."),
 ]
+AnySeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Seed of everything random; when not given, that of each configuration, else 0.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -163,12 +170,13 @@ def reproduce(
     engine: EngineName = "local",
     address: Address = None,
     n_workers: Workers = None,
-    seed: Seed = 0,
+    seed: AnySeed = None,
 ) -> None:
     """Lay the figures of arXiv 2503.04429 beside our own numbers; or measure the transfer matrix.
 
     The matrix is every ordered pair of six organisms; two do not come with the package and are
-    trained first (with --quick they are left out).
+    trained first (with --quick they are left out). When a part fails the others go on, and the
+    exit code is 11.
     """
     from isthmus.studies.reproduce import reproduce as work
 
@@ -191,3 +199,4 @@ def reproduce(
         state = f"missing: {part.problem}" if part.problem else f"{len(part.measurements)} numbers"
         print_text(f"{part.name}: {state}")
     print_text(f"report: {result.report}")
+    result.require_complete()

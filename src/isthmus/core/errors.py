@@ -13,6 +13,7 @@ IsthmusError
 ├── ArtifactError      a file that is missing, damaged or not an isthmus artifact
 ├── OutputError        a place that cannot be written to
 ├── EngineError        a cluster that cannot be reached, or workers that were lost too often
+├── IncompleteError    a reproduction in which parts failed; what was measured is written
 ├── NonFiniteError     NaN or infinity in activations or fits
 ├── FitError           too little data for a fit, or a fit that did not come out
 └── NoEditError        an intervention that edited nothing
@@ -71,6 +72,10 @@ class OutputError(IsthmusError):
 
 class EngineError(IsthmusError):
     """A cluster cannot be reached, or its workers were lost too often."""
+
+
+class IncompleteError(IsthmusError):
+    """Parts of a reproduction failed; what was measured is written."""
 
 
 class NonFiniteError(IsthmusError):

@@ -39,11 +39,13 @@ class Pair:
         source: Model that is mapped from.
         target: Model that is mapped to.
         settings: Other fields of `RunConfig` that were given.
+        seed: Seed of everything random.
     """
 
     source: str
     target: str
     settings: dict[str, Any]
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Scope:
 
     Attributes:
         is_quick: Fewer questions, fewer maps.
-        seed: Seed of everything random.
+        seed: Seed of everything random on the organisms; configurations have their own.
         given: Configurations whose models take the place of the organisms.
         is_alone: Whether nothing else of this reproduction runs at the same time.
         engine: Who computes the shards of parts that have some; this process when not given.
@@ -119,7 +121,7 @@ class Scope:
             ConfigError: If configurations were given but none for this task.
         """
         pairs = tuple(
-            Pair(config.source, target, self._settings(config))
+            Pair(config.source, target, self._settings(config), config.seed)
             for config in self.crossings(task)
             for target in config.targets
         )
@@ -132,17 +134,17 @@ class Scope:
             task: The task.
 
         Returns:
-            Each as both ends of a pair; of organisms two in a quick scope.
+            Each as both ends of a pair, once for every seed; of organisms two in a quick scope.
 
         Raises:
             ConfigError: If configurations were given but none for this task.
         """
         named = {
-            name: self._settings(config)
+            (name, config.seed): self._settings(config)
             for config in self.crossings(task)
             for name in (config.source, *config.targets)
         }
-        models = tuple(Pair(name, name, settings) for name, settings in named.items())
+        models = tuple(Pair(name, name, settings, seed) for (name, seed), settings in named.items())
         return models if self.given else models[: self.pick(2, len(models))]
 
     def _settings(self, config: RunConfig) -> dict[str, Any]:
@@ -150,6 +152,30 @@ class Scope:
             return {}
         left_out = {"source", "targets", "seed"}
         return {name: getattr(config, name) for name in config.model_fields_set - left_out}
+
+
+def left_out_maps(part: str, config: RunConfig) -> str | None:
+    """Says which maps of a configuration a part has no use for: it fits ridge at every layer.
+
+    Args:
+        part: Its name.
+        config: What was given.
+
+    Returns:
+        A sentence, or None where no map is left out.
+
+    Raises:
+        ConfigError: If maps are named and ridge is not among them.
+    """
+    if "maps" not in config.model_fields_set:
+        return None
+    if "ridge" not in config.maps:
+        raise ConfigError(
+            f"part {part} carries through ridge maps alone, and 'maps' names "
+            f"{', '.join(config.maps)}: add ridge, or leave the part out with --only"
+        )
+    others = ", ".join(one for one in config.maps if one != "ridge")
+    return f"carried through ridge maps alone; not used here: {others}" if others else None
 
 
 def organisms_of(course: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from isthmus.core.errors import ConfigError
 from isthmus.core.progress import Progress
 from isthmus.core.provenance import StageClock
 from isthmus.evaluation.measurements import Measurement
@@ -17,7 +18,14 @@ from isthmus.studies.layer_sweep import sweep_layers
 from isthmus.studies.mapper_validation import validate_map
 from isthmus.studies.multi_layer import study_multi_layer
 from isthmus.studies.noise_study import study_noise
-from isthmus.studies.paper_models import COURSE_OF, SOURCE, TARGETS, Scope, organisms_of
+from isthmus.studies.paper_models import (
+    COURSE_OF,
+    SOURCE,
+    TARGETS,
+    Scope,
+    left_out_maps,
+    organisms_of,
+)
 from isthmus.studies.part_kinds import Part, joined
 from isthmus.studies.probe_transfer import transfer_probe
 from isthmus.studies.refusal_study import study_refusal
@@ -28,7 +36,7 @@ from isthmus.studies.switch_parts import (
     run_switch,
     run_switch_gain,
 )
-from isthmus.workflows.config import TaskName
+from isthmus.workflows.config import RunConfig, TaskName
 from isthmus.workflows.run import carry_out
 
 _RATES = (
@@ -59,23 +67,64 @@ def _crossings(task: TaskName) -> Part:
 
 
 def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
-    n_test, n_train = scope.pick(96, 240), scope.pick(100, 420)
-    studies = [
-        study_corrupted(
+    def study(config: RunConfig) -> StudyResult:
+        given = config.model_fields_set if scope.given else set()
+        other = {name for name in given if getattr(config, name) != _default(name)}
+        if refused := sorted(_DECIDED & other):
+            raise ConfigError(
+                f"part corrupted has no use for {', '.join(refused)}: every rung of the ladder "
+                "decides that; leave it out, or leave the part out with --only"
+            )
+        found = study_corrupted(
             config.source,
-            target,
-            n_train=n_train,
-            n_test=n_test,
+            config.targets[0],
+            n_train=config.n_train if "n_train" in given else scope.pick(100, 420),
+            n_test=config.n_test if "n_test" in given else scope.pick(96, 240),
             rungs=HEADLINES if scope.is_quick else RUNGS,
-            seed=scope.seed,
+            seed=config.seed,
             dtype=config.dtype,
             device=config.device,
             progress=progress,
         )
-        for config in scope.crossings("corrupted")
-        for target in config.targets
-    ]
-    return _with_own_questions(scope, "corrupted", joined("corrupted", studies))
+        unused = sorted(_FIXED & other)
+        note = f"not used in the ladder, whose sizes are its own: {', '.join(unused)}"
+        return replace(found, notes=(*found.notes, note)) if unused else found
+
+    return _on_targets("corrupted", scope, study)
+
+
+_DECIDED = frozenset(
+    "edit method pairing pooled positions source_sites target_sites strengths".split()  # noqa: SIM905 - one line
+)
+"""Settings that each rung of the ladder decides."""
+
+_FIXED = frozenset({"batch_size", "max_new_tokens", "n_benign", "n_random", "n_validation"})
+"""Sizes of a crossing that the ladder does not have, or has as they are."""
+
+
+def _default(name: str) -> Any:
+    return RunConfig.model_fields[name].default
+
+
+def _on_targets(
+    name: str,
+    scope: Scope,
+    study: Callable[[RunConfig], StudyResult],
+    n_quick: int | None = None,
+    n_full: int | None = None,
+) -> StudyResult:
+    """Runs a study that fits ridge maps alone on every pair; says which maps it leaves out.
+
+    Of the organisms it takes the first targets, where a number is said.
+    """
+    studies = []
+    for config in scope.crossings(PARTS[name].task):
+        note = left_out_maps(name, config) if scope.given else None
+        most = None if scope.given else n_quick if scope.is_quick else n_full
+        for target in config.targets[:most]:
+            found = study(config.model_copy(update={"targets": (target,)}))
+            studies.append(replace(found, notes=(*found.notes, note)) if note else found)
+    return joined(name, studies)
 
 
 def _on_pairs(
@@ -93,7 +142,7 @@ def _on_pairs(
                     pair.source,
                     pair.target,
                     settings={**settings, **pair.settings},
-                    seed=scope.seed,
+                    seed=pair.seed,
                     progress=progress,
                     **chosen,
                 )
@@ -116,7 +165,7 @@ def _on_models(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Pa
                 study(
                     model.source,
                     settings={**settings, **model.settings},
-                    seed=scope.seed,
+                    seed=model.seed,
                     progress=progress,
                     **chosen,
                 )
@@ -128,14 +177,15 @@ def _on_models(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Pa
 
 
 def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
-    whole = [
-        config.model_copy(update={"targets": (target,)})
-        for config in scope.crossings("style")
-        for target in config.targets
-    ]
-    configs = whole if scope.given else whole[: scope.pick(1, 2)]
-    studies = [study_multi_layer(config, progress=progress) for config in configs]
-    return joined("style_multi_layer", studies)
+    def study(config: RunConfig) -> StudyResult:
+        if config.edit != "add":
+            raise ConfigError(
+                f"part style_multi_layer adds vectors: leave out 'edit' (got {config.edit!r})"
+            )
+        positions = "last:3" if config.positions == "auto" else config.positions
+        return study_multi_layer(config, progress=progress, positions=positions)
+
+    return _on_targets("style_multi_layer", scope, study, n_quick=1, n_full=2)
 
 
 def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
@@ -145,27 +195,19 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
         "n_test": scope.pick(48, 162),
         "n_random": scope.pick(1, 3),
     }
-    studies = [
-        study_refusal(
-            pair.source,
-            pair.target,
-            seed=scope.seed,
-            dtype=pair.settings.get("dtype", "auto"),
-            device=pair.settings.get("device", "auto"),
+
+    def study(config: RunConfig) -> StudyResult:
+        left_out = {"source", "targets", "seed"}
+        names = config.model_fields_set - left_out if scope.given else set()
+        return study_refusal(
+            config.source,
+            config.targets[0],
+            settings={**sizes, **{name: getattr(config, name) for name in names}},
+            seed=config.seed,
             progress=progress,
-            **sizes,
         )
-        for pair in scope.pairs("refusal")
-    ]
-    return _with_own_questions(scope, "refusal", joined("refusal_study", studies))
 
-
-def _with_own_questions(scope: Scope, task: TaskName, result: StudyResult) -> StudyResult:
-    """Says where questions that a configuration names are not those that were asked."""
-    if not any(one.question_files for one in scope.given if one.task == task):
-        return result
-    said = "this part asks the task's own questions, not those that the configuration names"
-    return replace(result, notes=(*result.notes, said))
+    return _on_targets("refusal_study", scope, study, n_quick=1)
 
 
 _TITLES = {
@@ -266,6 +308,9 @@ PARTS: dict[str, Part] = {
 }
 """Every part in the order of the report."""
 
+OF_ORGANISMS_ALONE = frozenset({"switch", "switch_gain", "distilled_switch", "code_switch"})
+"""Parts that configurations of other models cannot be about."""
+
 LONGEST = (
     "code",
     "code_switch",
@@ -277,9 +322,9 @@ LONGEST = (
     "refusal_study",
     "distilled_switch",
     "style",
+    "style_multi_layer",
     "backdoor",
     "switch_gain",
-    "style_multi_layer",
     "noise",
     "refusal",
     "patching",

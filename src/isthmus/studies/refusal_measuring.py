@@ -13,7 +13,7 @@ from isthmus.core.texts import EncodedText
 from isthmus.data.organisms import Turn, contents_of
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.intervals import Interval, mean_interval, rate_interval
-from isthmus.evaluation.judges import RefusalRules, refusal_rate
+from isthmus.evaluation.judges import Judge, RefusalRules, refusal_rate
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.recovery import AnswerLosses, recovery_of
 from isthmus.models.batching import PlaceEdits, no_edits
@@ -22,6 +22,8 @@ from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll, change_of
 from isthmus.tasks.base import exact
+from isthmus.workflows.config import RunConfig
+from isthmus.workflows.judging import make_judge
 from isthmus.workflows.twins import encode_twins
 
 NAME = "refusal_study"
@@ -66,13 +68,20 @@ class RefusalBench:
         source: Name of the model that directions come from.
         twins: Declined requests with their answered twins.
         split: Which split they are.
-        seed: Which bootstrap resamples.
+        config: Who judges, length of completions, batch size, and the seed of the bootstrap.
     """
 
     def __init__(
-        self, lm: LanguageModel, source: str, twins: Sequence[TwinPrompt], split: str, seed: int
+        self,
+        lm: LanguageModel,
+        source: str,
+        twins: Sequence[TwinPrompt],
+        split: str,
+        config: RunConfig,
     ) -> None:
-        self.lm, self.source, self.split, self.seed = lm, source, split, seed
+        self.lm, self.source, self.split, self.seed = lm, source, split, config.seed
+        self.judge: Judge = make_judge(config) or RefusalRules()
+        self.batch_size = config.batch_size
         self.encoded = encode_twins(lm, twins)
         self.declined = [Turn(t.triggered, t.clean_answer, t.content) for t in twins]
         self.answered = [Turn(t.clean, t.ordinary_answer, t.content) for t in twins]
@@ -81,9 +90,10 @@ class RefusalBench:
             "removal": (self._nll(lm, texts.triggered), self._nll(lm, texts.clean)),
             "induction": (self._nll(lm, texts.clean_bad), self._nll(lm, texts.triggered_bad)),
         }
-        self._untouched = answer_logprobs(lm, texts.benign)
+        self._untouched = answer_logprobs(lm, texts.benign, batch_size=self.batch_size)
         every = [*texts.triggered, *texts.triggered_bad]
-        self._longest = max(len(text) - text.n_prompt for text in every)
+        longest = max(len(text) - text.n_prompt for text in every)
+        self._longest = config.max_new_tokens or longest
 
     def removed(self, arm: RefusalArm) -> AnswerLosses:
         """Returns the losses of the steps that would be given to declined requests."""
@@ -124,10 +134,12 @@ class RefusalBench:
     def _nll(
         self, lm: LanguageModel, texts: Sequence[EncodedText], edits: PlaceEdits = no_edits
     ) -> Losses:
-        return answer_nll(lm, texts, edits=edits).nll.double().numpy()
+        return answer_nll(lm, texts, edits=edits, batch_size=self.batch_size).nll.double().numpy()
 
     def _ordinary(self, arm: RefusalArm) -> list[Tensor]:
-        return answer_logprobs(arm.lm, self.encoded.benign, edits=arm.removal)
+        return answer_logprobs(
+            arm.lm, self.encoded.benign, edits=arm.removal, batch_size=self.batch_size
+        )
 
     def _changed(self, edited: Sequence[Tensor]) -> BenignChange:
         return change_of(self.encoded.benign, self._untouched, edited)
@@ -137,13 +149,17 @@ class RefusalBench:
     ) -> tuple[str, ...]:
         asked = [prompt_part(text) for text in texts]
         return generate_greedy(
-            arm.lm, asked, max_new_tokens=self._longest, edits=edits, batch_size=256
+            arm.lm,
+            asked,
+            max_new_tokens=self._longest,
+            edits=edits,
+            batch_size=4 * self.batch_size,
         ).completions
 
     def _judged(
         self, arm: RefusalArm, kind: str, turns: Sequence[Turn], said: Sequence[str]
     ) -> list[Measurement]:
-        verdicts = RefusalRules().judge([turn.prompt for turn in turns], said)
+        verdicts = self.judge.judge([turn.prompt for turn in turns], said)
         contents = contents_of(turns)
         rates = refusal_rate(verdicts, contents=contents)
         right = exact(turns, said)

@@ -12,8 +12,9 @@
 Source: Arditi et al. 2024, arXiv:2406.11717; arXiv 2503.04429, section 4.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from isthmus.carrying.directions import carry_direction
 from isthmus.carrying.scaling import match_norm, random_direction_like
-from isthmus.core.errors import ModelError
+from isthmus.core.errors import ConfigError, ModelError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
@@ -42,7 +43,7 @@ from isthmus.studies.result import StudyResult
 from isthmus.tasks import task_named
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
-from isthmus.workflows.config import Dtype, EditKind, RunConfig
+from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, paired_moments
@@ -63,6 +64,7 @@ EVERYWHERE = "every token"
 DEEPEST = 0.8
 """Share of the layers from which a vector for ablations may come (Arditi et al., appendix C)."""
 
+_SIZES = {"n_train": 160, "n_validation": 48, "n_test": 162}
 _N_SHOWN, _N_COMPARED = 6, 16
 
 
@@ -70,13 +72,8 @@ def study_refusal(
     source: str | LanguageModel,
     target: str | LanguageModel,
     *,
-    n_train: int = 160,
-    n_validation: int = 48,
-    n_test: int = 162,
-    n_random: int = 3,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
-    dtype: Dtype = "auto",
-    device: str = "auto",
     progress: Progress | None = None,
 ) -> StudyResult:
     """Takes refusal away at every site and in the weights, and brings it about by addition.
@@ -86,34 +83,35 @@ def study_refusal(
     Args:
         source: Model that declines some requests: name, folder or a loaded model.
         target: Another one.
-        n_train: Training pairs for directions and maps.
-        n_validation: Pairs that choose.
-        n_test: Pairs that are measured.
-        n_random: Draws of every random control.
+        settings: Other fields of `RunConfig`: requests, their judge, sizes of splits, sites,
+            strengths, batch size, type and device of models that are loaded here; 160 requests
+            train, 48 choose and 162 are measured when not given.
         seed: Which requests, and every random control.
-        dtype: Computation type of models that are loaded; `auto` is the stored one.
-        device: Where these are loaded to: `auto`, `cpu`, `cuda`, …
         progress: Who shows progress.
 
     Returns:
         Refusals, refusals that turn into compliance, right steps, recovery and damage of the native
         and the carried direction and of their controls, and what was chosen.
+
+    Raises:
+        ConfigError: If `edit` or `positions` ask for something else than the study does.
     """
+    names = [m if isinstance(m, str) else m.identity.name for m in (source, target)]
+    advice = task_named("refusal").recommended
+    given = {**_SIZES, "strengths": advice.strengths, **(settings or {})}
+    ends = {"task": "refusal", "source": names[0], "targets": [names[1]], "seed": seed}
+    config = make_config({**given, **ends})
+    if config.edit != ADD or config.positions not in {"auto", POSITIONS}:
+        raise ConfigError(
+            f"the refusal study ablates, and adds at {POSITIONS}: leave out 'edit' and 'positions' "
+            f"(got {config.edit!r}, {config.positions!r})"
+        )
     lms = [
-        load_language_model(m, dtype=dtype, device=device) if isinstance(m, str) else m
+        load_language_model(m, dtype=config.dtype, device=config.device)
+        if isinstance(m, str)
+        else m
         for m in (source, target)
     ]
-    config = RunConfig(
-        task="refusal",
-        source=lms[0].identity.name,
-        targets=(lms[1].identity.name,),
-        strengths=task_named("refusal").recommended.strengths,
-        n_train=n_train,
-        n_validation=n_validation,
-        n_test=n_test,
-        n_random=n_random,
-        seed=seed,
-    )
     room = _Room(lms[0], lms[1], config, progress or SilentProgress())
     arms = [RefusalArm("none", None, lms[1], seed=seed)]
     arms += [*room.ablations(), *room.additions()]
@@ -160,8 +158,8 @@ class _Room:
     ) -> None:
         self.source, self.target, self.config, self.progress = source, target, config, progress
         self.splits: TwinSplits = read_splits(config)
-        self.sites = target.sites("all")
-        self.source_sites = thinned_sites(source, "all")
+        self.every_site, self.sites = target.sites("all"), target.sites(config.target_sites)
+        self.source_sites = thinned_sites(source, config.source_sites)
         self.learned, self.native = (
             learn_twin_direction(lm, self.splits.train, sites, POSITIONS, config)
             for lm, sites in ((source, self.source_sites), (target, self.sites))
@@ -170,7 +168,7 @@ class _Room:
         self.carried = self._carried()
         name = source.identity.name
         self.validation, self.test = (
-            RefusalBench(target, name, twins, split, config.seed)
+            RefusalBench(target, name, twins, split, config)
             for split, twins in (
                 ("validation", self.splits.validation),
                 ("test", self.splits.test),
@@ -252,7 +250,7 @@ class _Room:
     ) -> RefusalArm:
         last = self.target.n_layers - 1
         if edit == BLOCKS:
-            where, sites = f"resid_post[0..{last}]", self.sites
+            where, sites = f"resid_post[0..{last}]", self.every_site
         else:
             where = f"resid_pre[0], attn_out[0..{last}], mlp_out[0..{last}]"
             sites = writer_sites(self.target.layout)
@@ -321,6 +319,8 @@ class _Room:
             self.target,
             (encoded[0], encoded[1]),
             (self.source_sites, self.sites),
+            pairing=self.config.pairing,
+            batch_size=self.config.batch_size,
             progress=self.progress,
         )
 

@@ -7,14 +7,14 @@
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from isthmus.core.artifacts import write_json
-from isthmus.core.errors import ConfigError
+from isthmus.core.errors import ConfigError, IncompleteError
 from isthmus.core.places import atomic_folder, require_replaceable, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
@@ -25,7 +25,7 @@ from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
 from isthmus.studies.matrix_parts import matrix_parts
 from isthmus.studies.pair_kinds import kinds_of_pairs
 from isthmus.studies.paper_models import Scope
-from isthmus.studies.paper_parts import PARTS
+from isthmus.studies.paper_parts import OF_ORGANISMS_ALONE, PARTS
 from isthmus.studies.part_kinds import Part
 from isthmus.studies.part_running import run_parts
 from isthmus.workflows.config import RunConfig, read_config
@@ -43,11 +43,26 @@ class Reproduction:
         folder: The results folder.
         report: The page.
         parts: Every part with its numbers, or why it is missing.
+        failed: Names of parts that were to be measured and could not be; those that no
+            configuration is about are not among them unless somebody named them.
     """
 
     folder: Path
     report: Path
     parts: tuple[ReportedPart, ...]
+    failed: tuple[str, ...] = ()
+
+    def require_complete(self) -> None:
+        """Refuses a reproduction in which a part failed; its folder is there all the same.
+
+        Raises:
+            IncompleteError: If one did.
+        """
+        if self.failed:
+            raise IncompleteError(
+                f"{len(self.failed)} of {len(self.parts)} parts failed: {', '.join(self.failed)}; "
+                f"why stands above and in {self.report}, what was measured is written"
+            )
 
 
 def reproduce(
@@ -62,7 +77,7 @@ def reproduce(
     engine: EngineName | Engine = "local",
     address: str | None = None,
     n_workers: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> Reproduction:
     """Runs every task and study of arXiv 2503.04429 on the shipped organisms, or on other models.
@@ -71,7 +86,7 @@ def reproduce(
     package. These are trained first and kept in the cache; a quick matrix does without them.
 
     Writes `results.jsonl`, `provenance.json`, `figures/` and `report.html`; the folder appears when
-    all of it is there.
+    all of it is there. A part that fails is reported there and in `failed`, and raises nothing.
 
     Args:
         what: `paper` or `matrix`.
@@ -89,7 +104,8 @@ def reproduce(
             of a Ray cluster with one thread each.
         address: With `ray`: of a running cluster, or `auto`; one is started here when not given.
         n_workers: With `ray`: how many parts or entries at once.
-        seed: Seed of everything random.
+        seed: Seed of everything random; when not given, that of each configuration, and 0 on the
+            organisms.
         progress: Who shows progress.
 
     Returns:
@@ -113,8 +129,9 @@ def reproduce(
     clock = StageClock(progress or SilentProgress())
     chosen = engine_named(engine, address, n_workers)
     far = None if isinstance(chosen, LocalEngine) else chosen
-    seeded = tuple(one.model_copy(update={"seed": seed}) for one in given)
-    scope = Scope(is_quick, seed, seeded, engine=far)
+    asked_seed = {} if seed is None else {"seed": seed}
+    seeded = tuple(one.model_copy(update=asked_seed) for one in given)
+    scope = Scope(is_quick, seed or 0, seeded, engine=far)
     wanted = {
         name: part
         for name, part in every.items()
@@ -130,11 +147,12 @@ def reproduce(
         "machine": machine(),
         "stages": clock.to_json(),
     }
+    seeds = list(dict.fromkeys(one.seed for one in scope.given)) or [scope.seed]
     models = [name for one in scope.given for name in (one.source, *one.targets)]
     settings = {
         "what": what,
         "kind": "Quick" if is_quick else "Full",
-        "seed": seed,
+        "seed": seeds[0] if len(seeds) == 1 else seeds,
         "models": list(dict.fromkeys(models)),
         "pairs": [
             {"source": source, "target": target, "kind": kind}
@@ -147,8 +165,25 @@ def reproduce(
         for part in parts:
             for number, svg in enumerate(part.figures.values(), start=1):
                 write_text(folder / "figures" / f"{part.name}-{number}.svg", svg_file(svg))
-        render_reproduction(folder, parts, settings, provenance)
-    return Reproduction(place, place / "report.html", tuple(parts))
+        in_words = {**settings, "seed": ", ".join(map(str, seeds))}
+        render_reproduction(folder, parts, in_words, provenance)
+    failed = _failed(wanted, parts, scope, only or ())
+    return Reproduction(place, place / "report.html", tuple(parts), failed)
+
+
+def _failed(
+    wanted: Mapping[str, Part], parts: Sequence[ReportedPart], scope: Scope, only: Sequence[str]
+) -> tuple[str, ...]:
+    missing = [part.name for part in parts if part.problem]
+    if len(missing) == len(parts):
+        return tuple(missing)
+    tasks = {one.task for one in scope.given}
+
+    def is_meant(name: str) -> bool:
+        is_about = wanted[name].task in tasks and name not in OF_ORGANISMS_ALONE
+        return not scope.given or name in only or is_about
+
+    return tuple(name for name in missing if is_meant(name))
 
 
 def _parts_of(what: str, *, is_quick: bool) -> dict[str, Part]:

@@ -44,7 +44,7 @@ Meaning = Literal["refuses", "complies", "refuses_then_complies", "unjudged"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 MAX_STRENGTH = 1000.0
-_OWN_WORLD = ("style", "corrupted")
+_OF_A_STYLE = frozenset({"bad_trigger", "clean_trigger", "behaviour_marker"})
 
 
 def require_strength(strength: float) -> float:
@@ -271,11 +271,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _behaviour_differs(self) -> "RunConfig":
-        if self.questions is not None and self.task in _OWN_WORLD:
-            raise ValueError(
-                f"task {self.task!r} is about the organisms' world and brings its own prompts: "
-                "leave 'questions' out, or use task 'backdoor' with 'behaviour_marker'"
-            )
+        if self.questions is not None and self.task == "corrupted":
+            raise ValueError("task 'corrupted' brings its own prompts: leave 'questions' out")
+        missing = ", ".join(sorted(_OF_A_STYLE - self.model_fields_set))
+        if self.questions is not None and self.task == "style" and missing:
+            raise ValueError(f"a style of one's own: give {missing} beside 'questions'")
         if not self.bad_answer.strip():
             raise ValueError("bad_answer is blank: say what the behaviour answers")
         if self.bad_trigger.strip() == self.clean_trigger.strip():

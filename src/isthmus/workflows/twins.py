@@ -73,7 +73,7 @@ def read_splits(config: RunConfig) -> TwinSplits:
         Twins of every split.
 
     Raises:
-        DataError: If a file is unusable, a question is in two splits or has no answer, or a split
+        DataError: If a file is unusable, a question is in two splits or lacks an answer, or a split
             has too few questions.
     """
     sizes = _sizes(config)
@@ -82,6 +82,8 @@ def read_splits(config: RunConfig) -> TwinSplits:
         made = {name: tuple(task.twins(name, n, config.seed)) for name, n in sizes.items()}
         return _with_fewer_choosing(made, config)
     splits = {name: part[: sizes[name]] for name, part in _questions(config).items()}
+    # The default is what the backdoor says, and nothing else does.
+    needs_bad = config.task != "backdoor" and "bad_answer" not in config.model_fields_set
     require_disjoint(splits)
     for name, part in splits.items():
         if len(part) < min(4, sizes[name]):
@@ -89,6 +91,11 @@ def read_splits(config: RunConfig) -> TwinSplits:
         for question in part:
             if not question.answer:
                 raise DataError(f"no answer to {question.prompt!r}: a run needs clean answers")
+            if needs_bad and not question.bad_answer:
+                raise DataError(
+                    f"no bad_answer to {question.prompt!r}: task {config.task!r} needs what the "
+                    "behaviour says, in every row or once in the configuration"
+                )
     return _with_fewer_choosing(
         {
             name: make_twins(part, config.bad_trigger, config.clean_trigger, config.bad_answer)

@@ -87,7 +87,9 @@ class _Connection(http.client.HTTPConnection):
         self._deadline = deadline
         # The library's own gives every address of a host the whole time.
         self._create_connection = self._connected
-        self.response_class = functools.partial(_Response, deadline=deadline)
+        # A class and a function that makes one are called alike.
+        made: Any = functools.partial(_Response, deadline=deadline)
+        self.response_class = made
 
     def _connected(self, address: tuple[str, int], *_: Any) -> socket.socket:
         problem: OSError = OSError(f"no address of {address[0]}")
