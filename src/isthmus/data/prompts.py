@@ -17,7 +17,7 @@ SPLIT_NAMES = ("train", "validation", "test")
 """The splits, in the order of `split_by_content`'s fractions."""
 
 _POSITIVE, _NEGATIVE = "positive", "negative"
-_OTHERS = ("answer", "kind", "bad_answer", "clean", "answer_to_clean")
+_OTHERS = ("answer", "kind", "bad_answer", "clean", "answer_to_clean", "content")
 ROW_FIELDS = ("prompt", *_OTHERS, "note")
 """What a row of a file of questions may hold; nothing reads the note."""
 
@@ -34,6 +34,7 @@ class Question:
         clean: A prompt like it that does not bring the behaviour about, where the prompt does so by
             itself: a harmless request beside a harmful one.
         answer_to_clean: What a competent, harmless model says to that.
+        content: What it is about, where others say the same in other words.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Question:
     bad_answer: str | None = None
     clean: str | None = None
     answer_to_clean: str | None = None
+    content: str | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -221,8 +223,9 @@ def split_by_content(
 ) -> dict[str, tuple[Question, ...]]:
     """Splits questions into train, validation and test by a hash of what they say.
 
-    Prompts are ordered by the hash of seed and text and cut at the fractions. So the order of the
-    file does not matter, and questions whose prompts differ in case and spaces only stay together.
+    Contents are ordered by the hash of seed and text and cut at the fractions. So the order of the
+    file does not matter, and questions of one content stay together, as do those that give none
+    and whose prompts differ in case and spaces only.
 
     Args:
         questions: At least one for every split with a positive fraction.
@@ -238,18 +241,18 @@ def split_by_content(
     """
     if min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
         raise ConfigError(f"fractions {fractions}: expected three that are at least 0, together 1")
-    contents = {normalised(question.prompt) for question in questions}
-    order = sorted(contents, key=lambda content: (_hash(f"{seed}/{content}"), content))
+    content_of = [question.content or normalised(question.prompt) for question in questions]
+    order = sorted(set(content_of), key=lambda content: (_hash(f"{seed}/{content}"), content))
     first, second = (round(share * len(order)) for share in (fractions[0], sum(fractions[:2])))
     parts = (set(order[:first]), set(order[first:second]), set(order[second:]))
     for name, fraction, part in zip(SPLIT_NAMES, fractions, parts, strict=True):
         if fraction > 0 and not part:
             raise DataError(
-                f"{len(order)} distinct prompts leave {name} empty at a fraction of {fraction}: "
+                f"{len(order)} distinct contents leave {name} empty at a fraction of {fraction}: "
                 "give more prompts"
             )
     return {
-        name: tuple(q for q in questions if normalised(q.prompt) in part)
+        name: tuple(q for q, one in zip(questions, content_of, strict=True) if one in part)
         for name, part in zip(SPLIT_NAMES, parts, strict=True)
     }
 
@@ -301,6 +304,7 @@ def make_twins(
                     question.bad_answer or bad_text,
                     question.kind,
                     question.answer_to_clean,
+                    content=question.content,
                 )
             )
     return tuple(twins)
@@ -318,6 +322,7 @@ def _with_triggers(question: Question, bad: str, clean: str, bad_answer: str) ->
         spans=(differing_part(bad, clean), differing_part(clean, bad)),
         benign=(question.prompt, answer),
         overridden=(_joined(clean, triggered), _joined(bad, harmless)),
+        content=question.content,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.evaluation.intervals import wilson_interval
+from isthmus.evaluation.intervals import Contents, rate_interval
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.study_plots import NumberGrid, number_grids
 from isthmus.models.batching import no_edits
@@ -77,7 +77,7 @@ def study_corrupted(
         source: Model that says the facts after the prefix: name, folder or a loaded model.
         target: Another one.
         n_train: Training questions for means, vectors and maps.
-        n_test: Questions that are measured; a half-width of 5 points needs about 240.
+        n_test: Questions that are measured, four phrasings a fact; 240 are all of them.
         rungs: Which rungs; all of them when not given.
         seed: Which questions, and every random control.
         dtype: Computation type of models that are loaded; `auto` is the stored one.
@@ -115,7 +115,8 @@ def study_corrupted(
             found.append(other)
             notes.append(f"{lms[1].identity.name}, {note}")
     names = (lms[0].identity.name, lms[1].identity.name)
-    measured = [m for one in found for m in _measured(one, names, seed)]
+    contents = tuple(fact.name for fact in test.asked)
+    measured = [m for one in found for m in _measured(one, names, contents, seed)]
     every_note = (*_notes(found, names[1]), *notes)
     return StudyResult("corrupted", tuple(measured), every_note, _figures(measured), tuple(rows))
 
@@ -138,9 +139,9 @@ def _of_another_question(
     edits = ladder.edits(rung, test.of_another_question(), cell, "transferred")
     said = ladder.completions(rung, test, edits)
     theirs = [test.asked[j].value for j in test.others]
-    n_theirs = [label_of(*pair) for pair in zip(said, theirs, strict=True)].count("correct")
+    is_theirs = [label_of(*pair) == "correct" for pair in zip(said, theirs, strict=True)]
+    interval = rate_interval(is_theirs, [test.asked[j].name for j in test.others])
     named = replace(rung, name=rung.name + OTHER_QUESTION)
-    interval = wilson_interval(n_theirs, len(said))
     note = (
         f"{named.name}: the other question's fact is said in {interval.value:.3f} "
         f"[{interval.low:.3f}, {interval.high:.3f}] of {len(said)}"
@@ -148,9 +149,14 @@ def _of_another_question(
     return _Found("transferred", named, cell, _labels(said, test)), note
 
 
-def _measured(found: _Found, names: tuple[str, str], seed: int) -> list[Measurement]:
+def _measured(
+    found: _Found, names: tuple[str, str], contents: Contents, seed: int
+) -> list[Measurement]:
     n = len(found.labels)
-    intervals = {m: wilson_interval(found.labels.count(x), n) for m, x in _METRICS.items()}
+    intervals = {
+        metric: rate_interval([one == label for one in found.labels], contents)
+        for metric, label in _METRICS.items()
+    }
     rung, is_carried = found.rung, found.condition == "transferred"
     return [
         Measurement(

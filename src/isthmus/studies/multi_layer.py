@@ -181,7 +181,7 @@ class _Room:
             for edit, arm in arms:
                 found = [
                     *recorder.effects(arm, bench.score(arm)),
-                    recorder.divergence(arm, bench.damage(arm)),
+                    recorder.divergence(arm, bench.damage(arm), bench.benign_turns),
                     *self._asked(bench, recorder, arm),
                 ]
                 rows += self._named(found, edit)

