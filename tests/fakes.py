@@ -30,6 +30,19 @@ _SHARED_EXPERT = {
     "shared_expert_intermediate_size": 20,
     "pad_token_id": 0,
 }
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [8.0] * 4,
+        "original_max_position_embeddings": 26,
+        "factor": 4.0,
+    },
+    "original_max_position_embeddings": 26,
+}
+"""Settings of a model that turns all positions of a pass otherwise beyond 26 tokens."""
+
 _FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("LlamaConfig", _GATED),
     "qwen2": ("Qwen2Config", _GATED),
@@ -54,6 +67,7 @@ _FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "falcon": ("FalconConfig", {"new_decoder_architecture": False}),
     "bloom": ("BloomConfig", {}),
     "opt": ("OPTConfig", {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.2}),
+    "phi3_longrope": ("Phi3Config", {**_GATED, **LONGROPE, "pad_token_id": 0}),
 }
 
 FAMILIES = tuple(_FAMILIES)

@@ -98,7 +98,10 @@ def test_a_round_ends_before_the_next_begins(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
+def test_a_sweep_finds_the_same_whoever_scores_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     model = save_tiny(tmp_path / "model", n_layers=3)
     pairs = write_contrast(tmp_path / "pairs.jsonl")
     direction = isthmus.learn_direction(model, pairs, sites="all", positions="last:3")
@@ -112,7 +115,7 @@ def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
             direction,
             config=config,
             edits="add,set_coordinate",
-            is_cached=False,
+            is_cached=engine is ENGINE,
             engine=engine,
             out=None if engine is not ENGINE else tmp_path / "ray",
             **sizes,
@@ -128,6 +131,8 @@ def test_a_sweep_finds_the_same_whoever_scores_its_cells(tmp_path: Path):
     )
     assert there.best.arm.site == here.best.arm.site
     assert there.best.arm.strength == here.best.arm.strength
-    assert there.n_tokens > 0
+    assert there.n_tokens >= here.n_tokens
+    # All scores are kept by now, with what workers and this process have read for them.
+    assert swept(ENGINE).n_tokens == there.n_tokens
     names = [one["name"] for one in read_json(tmp_path / "ray" / "provenance.json")["stages"]]
     assert names.count("score cells") == 1

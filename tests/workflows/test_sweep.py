@@ -157,6 +157,13 @@ def test_a_stopped_sweep_goes_on_where_it_stood(
     assert [(c.effect, c.n, c.fate) for c in first.cells] == [
         (c.effect, c.n, c.fate) for c in fresh.cells
     ]
+    # What the stopped one had scored counts; the check that passes may share is made once more.
+    assert fresh.n_tokens <= first.n_tokens < 1.1 * fresh.n_tokens
+    again = isthmus.sweep(TARGET, direction, config=CONFIG, sites="1")
+    assert again.n_tokens == first.n_tokens
+    assert again.seconds > fresh.seconds / 2
+    costs = {m.metric: m.value for m in again.measurements if m.metric == "relative_cost"}
+    assert costs == {"relative_cost": first.n_tokens / first.n_tokens_full}
 
 
 @pytest.mark.parametrize(

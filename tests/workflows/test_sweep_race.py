@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fakes import tiny_model
 from tests.workflows.small import small_config
 from typing_extensions import override
 
@@ -36,11 +38,12 @@ class Questions(Bench):
 
 
 class Counting(Questions):
-    """Gives every arm the same losses and counts the arms."""
+    """Gives every arm the same losses, counts the arms and runs a model on a token for each."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
         self.n_calls = 0
+        self.lm = tiny_model()
         much, little = np.full(n, 3.0), np.ones(n)
         self.untouched = {
             "clean_given_bad": much,
@@ -53,6 +56,7 @@ class Counting(Questions):
     def score_all(self, arms: Sequence[Arm]) -> list[ArmScores]:
         n = len(self.twins)
         self.n_calls += len(arms)
+        self.lm.model(torch.ones(len(arms), 1, dtype=torch.long))
         losses = AnswerLosses(np.full(n, 3.0), np.ones(n), np.full(n, 2.0))
         return [ArmScores(losses, losses, n, *([np.ones(n, dtype=bool)] * 2))] * len(arms)
 
@@ -226,16 +230,26 @@ def test_blocks_hold_every_question_once_and_the_first_can_exclude(n: int, n_sta
     assert len(sizes) == 1 or sizes[0] >= 12
 
 
-def test_what_was_kept_is_not_measured_again(tmp_path: Path):
+def test_what_was_kept_is_not_measured_again_and_its_cost_is_known(tmp_path: Path):
     bench = Counting(12)
     arms = [Arm("native", Site(i), "last:3", "add", 1.0) for i in range(3)]
-    first = SweepScores([bench], arms, tmp_path / "kept").effects([0, 2], 1)
+
+    def scored(cells: list[int], n_before: int) -> list[CellScores]:
+        scores = SweepScores([bench], arms, tmp_path / "kept")
+        found = scores.effects(cells, 1)
+        assert scores.spent_before.n_tokens == n_before
+        assert not n_before or scores.spent_before.seconds > 0
+        return found
+
+    first = scored([0, 2], 0)
     assert bench.n_calls == 2
-    again = SweepScores([bench], arms, tmp_path / "kept").effects([0, 1, 2], 1)
+    again = scored([0, 1, 2], 2)
     assert bench.n_calls == 3
     assert np.array_equal(first[1].removal.losses.edited, again[2].removal.losses.edited)
+    assert np.array_equal(first[1].removal.losses.bad, again[2].removal.losses.bad)
+    scored([1], 3)
     (tmp_path / "kept" / "effects-0.json").write_text("{", encoding="utf-8")
-    SweepScores([bench], arms, tmp_path / "kept").effects([0], 1)
+    scored([0], 0)
     assert bench.n_calls == 4
 
 

@@ -6,6 +6,7 @@ from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.texts import EncodedText, Side, TokenBatch, length_buckets, pad_batch
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.rotary_limits import limit_within, read_alike
 
 PlaceEdits = Callable[[TokenBatch], Sequence[PlacedEdit]]
 """Says what to edit in one padded batch."""
@@ -77,6 +78,27 @@ def check_open(lm: LanguageModel, prompts: Sequence[EncodedText]) -> None:
             )
 
 
+def check_one_reading(lm: LanguageModel, texts: Sequence[EncodedText], n_new: int) -> None:
+    """Refuses to continue texts at a length from which on a model reads all their tokens anew.
+
+    Args:
+        lm: The model.
+        texts: What is to be continued.
+        n_new: Most tokens that each of them gets.
+
+    Raises:
+        DataError: If one comes to such a length.
+    """
+    for index, text in enumerate(texts):
+        most = limit_within(lm, len(text), n_new)
+        if most is not None:
+            raise DataError(
+                f"text {index} has {len(text)} tokens, and beyond {most} {lm.identity.name} turns "
+                "the positions of all tokens at another rate (LongRoPE): ask for fewer new "
+                "tokens, or use generate_greedy"
+            )
+
+
 def padded_batches(
     lm: LanguageModel,
     texts: Sequence[EncodedText],
@@ -84,8 +106,11 @@ def padded_batches(
     batch_size: int,
     *,
     pass_cost: int | None = None,
+    n_new: int = 0,
 ) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
     """Yields batches of texts of like length, with their indices.
+
+    Texts that a model would read otherwise beside each other than alone are never put together.
 
     Args:
         lm: The model that will read them.
@@ -93,11 +118,14 @@ def padded_batches(
         side: Where the padding goes.
         batch_size: Most texts in one batch.
         pass_cost: What a pass costs beside its tokens, in tokens, if batches are to be cut for it.
+        n_new: Most tokens that will be generated after each text.
 
     Yields:
         tuple[tuple[int, ...], TokenBatch]: Indices of the texts, and the texts padded to the
             longest of them.
     """
-    lengths = [len(text) for text in texts]
-    for indices in length_buckets(lengths, batch_size, pass_cost=pass_cost):
-        yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)
+    for group in read_alike(lm, [len(text) for text in texts], n_new):
+        lengths = [len(texts[i]) for i in group]
+        for bucket in length_buckets(lengths, batch_size, pass_cost=pass_cost):
+            indices = [group[i] for i in bucket]
+            yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)

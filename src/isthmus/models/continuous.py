@@ -4,18 +4,28 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.nn.functional import pad
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, NoEditError
 from isthmus.core.texts import EncodedText, pad_batch
-from isthmus.models.batching import PlaceEdits, check_open, check_texts, no_edits
-from isthmus.models.decoding import next_token_ids, read_prompts
+from isthmus.models.batching import (
+    PlaceEdits,
+    check_one_reading,
+    check_open,
+    check_texts,
+    no_edits,
+)
+from isthmus.models.decoding import NO_TOKEN, next_token_ids, no_token_error, read_prompts
 from isthmus.models.decoding_requests import DecodingRequest, Ending, NewToken, of_like_length
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.rotary_limits import read_alike
 from isthmus.models.row_cache import RowCache, require_growing_cache
 from isthmus.models.site_edits import check_edits
 from isthmus.models.text_pieces import TextPieces
@@ -27,12 +37,20 @@ MergeRows = Callable[
 `interventions.merge_rows` does."""
 
 
+class _Step(NamedTuple):
+    """One more token of every row: on the model's device, as numbers, and what was edited."""
+
+    ids: Int[Tensor, " batch"]
+    found: list[int]
+    n_edited: list[int]
+
+
 class ContinuousDecoder:
     """Continues texts greedily in one batch that they join and leave at any step.
 
     A request gets the tokens that it gets alone, whatever joins or leaves meanwhile. A slot is free
-    again as soon as its request ends. Nothing stays on the model between steps, and a step that
-    fails leaves requests and cache as they were before.
+    again as soon as its request ends. Nothing stays on the model between steps, and a step that is
+    interrupted leaves requests and cache as they were before.
 
     `submit` and a request's `cancel` may be called from other threads than the one that calls
     `step`. While a step is taken nothing else may run the model: its edits would act there, too.
@@ -105,7 +123,8 @@ class ContinuousDecoder:
         Raises:
             ConfigError: If `max_new_tokens` is below 1, or the text and these do not fit into
                 `max_cached_tokens`.
-            DataError: If the text is empty, too long or already ended.
+            DataError: If the text is empty, too long or already ended, or comes to a length from
+                which on the model reads all its tokens otherwise.
             SiteError: If an edit is at a site that the model does not have.
             ShapeError: If an edit does not fit the model.
         """
@@ -113,6 +132,7 @@ class ContinuousDecoder:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         check_texts(self.lm, [text], 1, n_new=max_new_tokens)
         check_open(self.lm, [text])
+        check_one_reading(self.lm, [text], max_new_tokens)
         placed = tuple(edits(pad_batch([text], self.lm.pad_id, "left")))
         check_edits(self.lm.layout, placed)
         request = DecodingRequest(text, max_new_tokens, placed)
@@ -130,12 +150,13 @@ class ContinuousDecoder:
     def step(self) -> tuple[NewToken, ...]:
         """Gives every running request one token, then the first one to those that get a slot.
 
-        Requests that ended or were cancelled leave. One whose own first pass fails, or whose edits
-        reached nothing, ends as `failed` with its error, and the others go on.
+        Requests that ended or were cancelled leave. One whose own pass fails, whose logits are NaN
+        or infinite, or whose edits reached nothing, ends as `failed` with its error, and the others
+        go on: where a pass of all fails, each gets its token alone.
 
         Returns:
-            New tokens, and requests that ended without one. After a step that raised, the next one
-            returns what that one had already found.
+            New tokens, and requests that ended without one. After a step that was interrupted, the
+            next one returns what that one had already found.
         """
         self._drop_cancelled()
         self._advance()
@@ -161,6 +182,7 @@ class ContinuousDecoder:
 
         Raises:
             NoEditError: If its edits reached nothing.
+            NonFiniteError: If its logits are NaN or infinite.
         """
         pieces, n_read = TextPieces(self.lm.tokenizer), 0
         try:
@@ -203,31 +225,67 @@ class ContinuousDecoder:
         self._place_anew()
 
     def _place_anew(self) -> None:
-        """Merges what the running rows edit at every token that they write."""
+        self._edits = self._placed_later(self._running)
+
+    def _placed_later(self, requests: Sequence[DecodingRequest]) -> list[PlacedEdit]:
+        """Merges what running rows edit at every token that they write."""
         rows = []
-        for request in self._running:
+        for request in requests:
             nothing = torch.zeros(1, 0, dtype=torch.bool)
             later = [one for one in request.placed if bool(one.generated.any())]
             rows.append([replace(one, given=nothing) for one in later])
-        self._edits = self.merge(rows, None)
+        return self.merge(rows, None)
 
     def _advance(self) -> None:
         if self._rows is None:
             return
-        rows, held = self._rows, self._rows.held()
         try:
-            with editing(self.lm.layout, self._edits) as count:
-                ids = next_token_ids(self.lm, rows, self._next_ids[:, None], rows.next_positions())
-            found = ids.tolist()
+            step = self._pass(self._rows, self._next_ids, self._edits)
+        except Exception:  # noqa: BLE001 - whatever one request's edits raise is its own
+            step = self._advance_apart(self._rows)
+        self._next_ids = step.ids
+        for request, token_id, n in zip(self._running, step.found, step.n_edited, strict=True):
+            self._write(request, token_id, n)
+        self._drop_done()
+
+    def _pass(
+        self, rows: RowCache, ids: Int[Tensor, " batch"], edits: Sequence[PlacedEdit]
+    ) -> _Step:
+        """Gives rows one more token; a pass that fails leaves them as they were."""
+        held = rows.held()
+        try:
+            with editing(self.lm.layout, edits) as count:
+                new_ids = next_token_ids(self.lm, rows, ids[:, None], rows.next_positions())
+            found = new_ids.tolist()
         except BaseException:
             rows.put_back(held)
             raise
         rows.grow()
-        self._next_ids = ids
-        counted = count.by_row(len(self._running))
-        for request, token_id, n in zip(self._running, found, counted, strict=True):
-            self._write(request, token_id, n)
-        self._drop_done()
+        return _Step(new_ids, found, count.by_row(len(found)))
+
+    def _advance_apart(self, rows: RowCache) -> _Step:
+        """Gives every row its token alone; a request that fails even so ends, the others go on."""
+        failed: list[tuple[DecodingRequest, Exception]] = []
+        left: list[tuple[DecodingRequest, RowCache, _Step]] = []
+        for place, request in enumerate(self._running):
+            own, ids = rows.row(place), self._next_ids[place : place + 1]
+            try:
+                left.append((request, own, self._pass(own, ids, self._placed_later([request]))))
+            except Exception as error:  # noqa: BLE001 - as above
+                failed.append((request, error))
+        for request, its_error in failed:
+            request.error = its_error
+            self._end(request, "failed")
+        self._running = [request for request, *_ in left]
+        self._rows = left[0][1] if left else None
+        for _, own, _ in left[1:]:
+            left[0][1].join(own)
+        self._place_anew()
+        return _Step(
+            torch.cat([self._next_ids[:0], *(step.ids for *_, step in left)]),
+            [one for *_, step in left for one in step.found],
+            [one for *_, step in left for one in step.n_edited],
+        )
 
     def _admit(self) -> None:
         chosen: list[DecodingRequest] = []
@@ -244,7 +302,9 @@ class ContinuousDecoder:
             raise
 
     def _fits(self, requests: Sequence[DecodingRequest]) -> bool:
-        """Says whether requests may run at once, each to its last token."""
+        """Says whether requests may run at once, each to its last token and read as alone."""
+        if len(read_alike(self.lm, [len(one.text) for one in requests])) > 1:
+            return False
         longest = max(one.most_tokens for one in requests)
         most = self.max_cached_tokens
         return len(requests) <= self.n_slots and (most is None or len(requests) * longest <= most)
@@ -282,6 +342,10 @@ class ContinuousDecoder:
         self._drop_done()
 
     def _write(self, request: DecodingRequest, token_id: int, n_edited: int) -> None:
+        if token_id == NO_TOKEN:
+            request.error = no_token_error(repr(request.text.text), len(request.token_ids))
+            self._end(request, "failed")
+            return
         request.token_ids.append(token_id)
         request.n_edited += n_edited
         is_full = len(request.token_ids) >= request.max_new_tokens

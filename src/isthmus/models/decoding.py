@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache
+from typing_extensions import override
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ModelError
+from isthmus.core.errors import ModelError, NonFiniteError
 from isthmus.core.texts import TokenBatch
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
@@ -26,6 +27,10 @@ from isthmus.models.row_cache import Held, RowCache, growing_cache_fault, shorte
 
 _WORTH_DROPPING = 8
 """Rows are dropped when one in so many has ended: dropping copies all keys and values once."""
+
+
+NO_TOKEN = -1
+"""Stands for the next token where the largest logit is NaN or infinite: none is the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def decode_greedy(
         ModelError: If the model cannot generate.
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If logits are NaN or infinite where a row goes on.
     """
     if not isinstance(lm.model, GenerationMixin):
         raise ModelError(f"{type(lm.model).__name__} cannot generate: load a causal language model")
@@ -79,6 +85,9 @@ def decode_greedy(
         else:
             new_ids = _whole(lm, batch, max_new_tokens)
     ended = [_up_to_end(ids, lm.eos_ids) for ids in new_ids]
+    for index, own in zip(batch.indices, ended, strict=True):
+        if NO_TOKEN in own:
+            raise no_token_error(f"prompt {index}", own.index(NO_TOKEN))
     # The last new token of a row is never fed back.
     n_idle = [len(ids) - len(own) for ids, own in zip(new_ids, ended, strict=True)]
     n_sites = _edited_sites(placed, len(new_ids))
@@ -103,7 +112,7 @@ def next_token_ids(
         mask: 1 for tokens and 0 for padding, with these; what `rows` says when not given.
 
     Returns:
-        One token per row.
+        One token per row, `NO_TOKEN` where the logits name none.
     """
     accepted = _accepted(type(lm.model).forward)
     given: dict[str, Any] = {
@@ -117,7 +126,25 @@ def next_token_ids(
     if "logits_to_keep" in accepted:
         given["logits_to_keep"] = 1
     logits: Tensor = lm.model(**given).logits
-    return logits[:, -1].argmax(-1)
+    # On the accelerator, where nobody has to wait for it; NaN counts as the largest.
+    largest, ids = logits[:, -1].max(-1)
+    return ids.where(largest.isfinite(), NO_TOKEN)
+
+
+def no_token_error(which: str, n_written: int) -> NonFiniteError:
+    """Returns the error that a text cannot be continued.
+
+    Args:
+        which: Which text, for the message.
+        n_written: How many new tokens it had got.
+
+    Returns:
+        The error, to be raised or kept.
+    """
+    return NonFiniteError(
+        f"the logits of {which} are NaN or infinite after {n_written} new tokens: weaken the edit, "
+        "or load the model with dtype float32"
+    )
 
 
 def read_prompts(
@@ -179,17 +206,20 @@ def _continued(
     new_ids: list[list[int]] = [[] for _ in live.rows]
     has_ended, ends = [False] * len(new_ids), frozenset(lm.eos_ids)
     for n_written in range(1, max_new_tokens + 1):
-        for row, token_id in zip(live.rows, ids.tolist(), strict=True):
+        found = ids.tolist()
+        for row, token_id in zip(live.rows, found, strict=True):
             new_ids[row].append(token_id)
             has_ended[row] |= token_id in ends
         is_open = [not has_ended[row] for row in live.rows]
-        if n_written == max_new_tokens or not any(is_open):
+        is_stuck = (NO_TOKEN, True) in zip(found, is_open, strict=True)
+        if n_written == max_new_tokens or is_stuck or not any(is_open):
             break
         if _WORTH_DROPPING * is_open.count(False) >= len(is_open):
             kept = [place for place, is_kept in enumerate(is_open) if is_kept]
             live.keep(kept, n_cut=rows.keep(kept))
             ids = ids[kept]
-        ids = next_token_ids(lm, rows, ids[:, None], rows.next_positions())
+        # What a row that has ended goes on with does not matter, but must exist.
+        ids = next_token_ids(lm, rows, ids[:, None].clamp_min(0), rows.next_positions())
         rows.grow()
     return new_ids
 
@@ -208,15 +238,32 @@ def _whole(lm: LanguageModel, batch: TokenBatch, max_new_tokens: int) -> list[li
     # transformers types `self` of `generate` as a protocol that mypy cannot bind.
     model: Any = lm.model
     own = model.generation_config
+    largest = _Largest()
     # What is left out here would be filled from the model's own settings and penalties.
     model.generation_config = GenerationConfig()
     try:
         ids: Tensor = model.generate(
-            input_ids=token_ids, attention_mask=mask, generation_config=settings
+            input_ids=token_ids,
+            attention_mask=mask,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([largest]),
         )
     finally:
         model.generation_config = own
-    return list(ids[:, token_ids.shape[1] :].tolist())
+    new_ids = ids[:, token_ids.shape[1] :]
+    return list(new_ids.where(torch.stack(largest.of_steps, 1).isfinite(), NO_TOKEN).tolist())
+
+
+class _Largest(LogitsProcessor):
+    """Keeps the largest logit of every row, step by step, and changes none."""
+
+    def __init__(self) -> None:
+        self.of_steps: list[Tensor] = []
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.of_steps.append(scores.max(-1).values)
+        return scores
 
 
 def _up_to_end(new_ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Greedy completions, with or without edits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from isthmus.core.errors import ConfigError
@@ -66,13 +66,15 @@ def generate_greedy(
         ModelError: If the model cannot generate.
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If logits are NaN or infinite where a completion goes on.
     """
 
     def decode(batch: TokenBatch) -> Decoded:
         return decode_greedy(lm, batch, edits(batch), max_new_tokens)
 
     _check(lm, prompts, max_new_tokens, batch_size)
-    return _collected(lm, prompts, decode, batch_size, on_batch)
+    batches = padded_batches(lm, prompts, "left", batch_size, n_new=max_new_tokens)
+    return _collected(lm, batches, len(prompts), decode, on_batch)
 
 
 def generate_with_memory(
@@ -101,6 +103,7 @@ def generate_with_memory(
         ModelError: If the model cannot generate.
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If logits are NaN or infinite where a completion goes on.
     """
     lm = memory.lm
 
@@ -109,7 +112,8 @@ def generate_with_memory(
         return decode_greedy(lm, batch, placed, max_new_tokens, held)
 
     _check(lm, prompts, max_new_tokens, batch_size)
-    return _collected(lm, prompts, decode, batch_size, ignore)
+    batches = padded_batches(lm, prompts, "left", batch_size, n_new=max_new_tokens)
+    return _collected(lm, batches, len(prompts), decode, ignore)
 
 
 def completion_text(lm: LanguageModel, new_ids: Sequence[int]) -> str:
@@ -131,14 +135,14 @@ def _check(
 
 def _collected(
     lm: LanguageModel,
-    prompts: Sequence[EncodedText],
+    batches: Iterable[tuple[tuple[int, ...], TokenBatch]],
+    n_prompts: int,
     decode: Callable[[TokenBatch], Decoded],
-    batch_size: int,
     on_batch: OnBatch,
 ) -> GenerationResult:
-    completions = [""] * len(prompts)
-    n_edited = [0] * len(prompts)
-    for indices, batch in padded_batches(lm, prompts, "left", batch_size):
+    completions = [""] * n_prompts
+    n_edited = [0] * n_prompts
+    for indices, batch in batches:
         done = decode(batch)
         for index, new_ids, n in zip(indices, done.new_ids, done.n_edited, strict=True):
             completions[index] = completion_text(lm, new_ids)

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,18 +61,43 @@ def find_placement(device: str) -> Placement:
         return Placement(_device_named(device))
     _require_accelerate()
     given = _read_map(device)
-    if isinstance(given, dict) and set(map(str, given.values())) <= _NOT_COMPUTING:
-        best = torch.device("cpu")
+    if isinstance(given, dict):
+        _require_devices(given)
+        if set(map(str, given.values())) <= _NOT_COMPUTING:
+            best = torch.device("cpu")
     return Placement(best, given)
+
+
+def _require_devices(device_map: Mapping[str, int | str]) -> None:
+    """Refuses what accelerate would only find out while it loads, in words of its own."""
+    for module, given in device_map.items():
+        if given == "disk":
+            continue
+        try:
+            name = f"{_kind_of_numbers()}:{given}" if isinstance(given, int) else given
+            found = _device_named(name)
+        except ConfigError as error:
+            raise ConfigError(f"the map of devices puts {module!r} on {given!r}: {error}") from None
+        if found.type == "meta":
+            raise ConfigError(
+                f"the map of devices puts {module!r} on 'meta', which holds no values: use disk"
+            )
+
+
+def _kind_of_numbers() -> str:
+    """Returns the kind of accelerator that a bare number counts."""
+    here = torch.accelerator.current_accelerator()
+    return "cuda" if here is None else here.type
 
 
 def _device_named(device: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
+        said = str(error).partition(". ")[0].rstrip(".")
         raise ConfigError(
-            f"no device {device!r} here ({error}): use auto, cpu, cuda or map:auto"
+            f"no device {device!r} here ({said}): use auto, cpu, cuda or map:auto"
         ) from None
     return found
 
@@ -95,12 +120,16 @@ def _read_map(device: str) -> str | dict[str, int | str]:
         given = json.loads(written)
     except json.JSONDecodeError:
         given = None
-    if isinstance(given, dict) and given and all(isinstance(d, int | str) for d in given.values()):
+    if isinstance(given, dict) and given and all(_is_device(one) for one in given.values()):
         return given
     raise ConfigError(
         f"device {device!r}: expected map: followed by {', '.join(_WORDS)}, or by a JSON object "
         'of devices by module, such as {"model": 0, "lm_head": "cpu"}'
     )
+
+
+def _is_device(given: object) -> bool:
+    return isinstance(given, int | str) and not isinstance(given, bool)
 
 
 def load_spread(load: Callable[[dict[str, Any]], M], placement: Placement) -> M:

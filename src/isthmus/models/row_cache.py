@@ -142,6 +142,21 @@ class RowCache:
         for layer, (keys, values) in zip(self._layers, held, strict=True):
             layer.keys, layer.values = keys, values
 
+    def row(self, place: int) -> "RowCache":
+        """Returns a copy of what is held of one row.
+
+        Args:
+            place: Which.
+
+        Returns:
+            Its keys and values without padding.
+        """
+        cache, start = DynamicCache(), self.width - self.lengths[place]
+        for layer, pair in enumerate(self.held()):
+            keys, values = (one[place : place + 1, :, start:] for one in pair)
+            cache.update(keys, values, layer)
+        return RowCache(cache, [self.lengths[place]], self.device)
+
     def keep(self, rows: Sequence[int]) -> int:
         """Drops all other rows, and columns that are then padding in every row.
 

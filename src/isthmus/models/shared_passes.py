@@ -8,7 +8,7 @@
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from isthmus.core.texts import EncodedText, TokenBatch, length_buckets
 from isthmus.models.hooks import editing, run_until_captured
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.resuming import PrefixStates, block_returns_tuple, resuming
+from isthmus.models.rotary_limits import read_alike
 from isthmus.models.scoring import answer_logprobs
 
 _TOLERANCE = 2e-5
@@ -107,7 +108,7 @@ def share(
                 f"{start}: expected a start within the prompt, and an answer"
             )
     found: list[SharedBatch] = []
-    for indices in length_buckets(_order(texts, starts), batch_size):
+    for indices in _batches(lm, texts, starts, batch_size):
         try:
             found.append(_read(lm, texts, starts, indices, layers))
         except _FAILURES:
@@ -185,6 +186,15 @@ def answer_logprobs_of_copies(
     flat = logits.reshape(n_copies, -1, logits.shape[-1])
     index = (rows * step + kept).to(lm.device)
     return flat[:, index].flatten(0, 1).float().log_softmax(-1)
+
+
+def _batches(
+    lm: LanguageModel, texts: Sequence[EncodedText], starts: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+    order = _order(texts, starts)
+    for group in read_alike(lm, [len(text) for text in texts]):
+        for bucket in length_buckets([order[i] for i in group], batch_size):
+            yield [group[i] for i in bucket]
 
 
 def _order(texts: Sequence[EncodedText], starts: Sequence[int]) -> list[int]:

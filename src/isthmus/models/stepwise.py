@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.texts import EncodedText, TokenBatch, length_buckets
-from isthmus.models.batching import PlaceEdits, check_texts, no_edits
+from isthmus.models.batching import PlaceEdits, check_one_reading, check_texts, no_edits
+from isthmus.models.decoding import no_token_error
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import answer_logprobs
 
@@ -50,13 +51,17 @@ def generate_stepwise(
 
     Raises:
         ConfigError: If `max_new_tokens` or `batch_size` is below 1.
-        DataError: If there is no prompt, one is empty or too long, or drafts are not as many.
+        DataError: If there is no prompt, one is empty or too long, or comes to a length from which
+            on the model reads all its tokens otherwise, or drafts are not as many.
         SiteError: If an edit is at a site that the model does not have.
         ShapeError: If an edit does not fit the model or its masks not the batch.
+        NonFiniteError: If logits are NaN or infinite where a completion goes on.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     check_texts(lm, prompts, batch_size, n_new=max_new_tokens)
+    # The end token behind is read, too.
+    check_one_reading(lm, prompts, max_new_tokens + 1)
     if drafts is not None and len(drafts) != len(prompts):
         raise DataError(f"{len(drafts)} drafts for {len(prompts)} prompts: give one per prompt")
     rows = [
@@ -68,10 +73,12 @@ def generate_stepwise(
             texts = [rows[i].text(lm) for i in still_open]
             place = partial(_place_on_open, edits, still_open)
             found = answer_logprobs(lm, texts, edits=place, batch_size=batch_size)
-            for row, logprobs in zip((rows[i] for i in still_open), found, strict=True):
-                row.learn(logprobs.argmax(-1).tolist(), lm.eos_ids, max_new_tokens)
+            for i, logprobs in zip(still_open, found, strict=True):
+                if bool(logprobs.isnan().any()):
+                    raise no_token_error(f"prompt {i}", len(rows[i].written))
+                rows[i].learn(logprobs.argmax(-1).tolist(), lm.eos_ids, max_new_tokens)
                 if drafts is None:
-                    row.draft = []
+                    rows[i].draft = []
     return tuple(_decoded(lm.tokenizer, row.written).strip() for row in rows)
 
 

@@ -17,7 +17,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
@@ -107,6 +107,7 @@ class Selector:
     config: RunConfig
     progress: Progress
     measured: list[Measurement]
+    _kept: dict[tuple[object, ...], Arm] = field(default_factory=dict, init=False)
 
     @property
     def _removes_only(self) -> bool:
@@ -283,7 +284,7 @@ class Selector:
         found = []
         for arm, change in zip(arms, bench.benign_changes(arms), strict=True):
             damage = change.divergence.double().numpy()
-            self._keep([self.recorder.divergence(arm, damage, bench.benign_turns)])
+            self._keep(arm, [self.recorder.divergence(arm, damage, bench.benign_turns)])
             found.append((float(damage.mean()), change.accuracy_loss))
         return found
 
@@ -291,14 +292,18 @@ class Selector:
         found = []
         for arm, scores in zip(arms, bench.score_all(arms), strict=True):
             rows = self.recorder.effects(arm, scores)
-            self._keep([m for m in rows if m.metric != "edited_positions"])
+            self._keep(arm, [m for m in rows if m.metric != "edited_positions"])
             found.append(point_effect(scores, removal_only=self._removes_only))
         return found
 
-    def _keep(self, rows: Sequence[Measurement]) -> None:
-        # A chosen strength is confirmed by measuring it again.
-        known = {m.key for m in self.measured}
-        self.measured += [m for m in rows if m.key not in known]
+    def _keep(self, arm: Arm, rows: Sequence[Measurement]) -> None:
+        # A chosen strength is confirmed by measuring it again. Studies try directions of other
+        # sites that are called alike here, and name them apart.
+        for one in rows:
+            name = (id(arm.direction), *one.key)
+            if name not in self._kept:
+                self._kept[name] = arm
+                self.measured.append(one)
 
     def _best(self, scored: Sequence[Scored]) -> Scored:
         return best_within(scored, self.config)

@@ -27,6 +27,7 @@ from isthmus.workflows.config import (
     make_config,
     read_config,
 )
+from isthmus.workflows.costs import Cost
 from isthmus.workflows.engines.choosing import EngineName, engine_named
 from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
@@ -55,9 +56,10 @@ class SweepResult:
         finalists: The cells that completions were written for, best first.
         cells: Every cell, with the questions it was scored on and for what it was dropped.
         measurements: Every number: cells and finalists on validation, the chosen one on test.
-        n_tokens: Positions that the model was run on to choose, padding included.
+        n_tokens: Positions that the model was run on to choose, padding included; also by sweeps
+            that were stopped, for scores that are used here.
         n_tokens_full: What a completion per cell and question would take.
-        seconds: Seconds that the choice took.
+        seconds: Seconds that the choice took, those of such scores included.
         report: The HTML report; None when nothing was written.
     """
 
@@ -244,11 +246,12 @@ class _Choice:
             race, order = self._race(rules, meter, is_cached=is_cached)
             finalists = order[: rules.n_finalists]
             rows = self._validated(race, finalists, rules.n_completions)
-        seconds = time.perf_counter() - started
+        here = Cost(meter.n_tokens, time.perf_counter() - started)
+        spent = race.scores.spent_before + here
         n_full = self._n_tokens_full()
         cells = race.cells()
         best = cells[order[0]]
-        rows += self._costs(best, meter, seconds, n_full)
+        rows += self._costs(best, spent, n_full)
         rows += self._tested(best)
         if out is not None:
             facts = {
@@ -262,9 +265,9 @@ class _Choice:
             tuple(cells[cell] for cell in order[: rules.n_finalists]),
             tuple(cells),
             tuple(rows),
-            meter.n_tokens,
+            spent.n_tokens,
             n_full,
-            seconds,
+            spent.seconds,
             None if out is None else out / "report.html",
         )
 
@@ -324,16 +327,14 @@ class _Choice:
         arms = [Arm("none"), Arm("clean"), best.arm]
         return measure_arms(test, self._recorder("test"), arms, best.arm, self.clock).measurements
 
-    def _costs(
-        self, best: SweptCell, meter: TokenMeter, seconds: float, n_full: int
-    ) -> list[Measurement]:
-        spent = {
-            "target_tokens": float(meter.n_tokens),
-            "seconds": seconds,
-            "relative_cost": meter.n_tokens / n_full,
+    def _costs(self, best: SweptCell, spent: Cost, n_full: int) -> list[Measurement]:
+        values = {
+            "target_tokens": float(spent.n_tokens),
+            "seconds": spent.seconds,
+            "relative_cost": spent.n_tokens / n_full,
         }
         recorder = self._recorder("validation")
-        return [recorder.record(best.arm, name, value, 1) for name, value in spent.items()]
+        return [recorder.record(best.arm, name, value, 1) for name, value in values.items()]
 
     def _n_tokens_full(self) -> int:
         """Counts what a completion per cell and question takes: prompts and new tokens."""

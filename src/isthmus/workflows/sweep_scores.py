@@ -3,10 +3,12 @@
 1. Questions are cut into blocks; a stage of a sweep ends with a block.
 2. `SweepScores` scores cells on a block where that is not known yet, several in one pass, and
    writes what it finds to a file per block after every batch of cells.
+3. What the scores of a file have cost is kept in it, so that a sweep that was stopped reports all.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,26 @@ from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.racing import MIN_QUESTIONS, Turning
 from isthmus.evaluation.recovery import AnswerLosses
+from isthmus.models.hooks import metering
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.answer_scores import fork_of
 from isthmus.workflows.arms import Arm, Way
-from isthmus.workflows.bench import ArmScores, Bench, Turned
+from isthmus.workflows.bench import ArmScores, Bench, Losses, Turned
 from isthmus.workflows.cell_passes import CellPasses
 from isthmus.workflows.config import RunConfig
+from isthmus.workflows.costs import Cost
 from isthmus.workflows.twins import EncodedTwins, encode_twins
 
 _CELLS_AT_ONCE = 16
 """Cells that are scored between two writings, here or elsewhere: what a stopped sweep loses."""
 
-Measure = Callable[[int, str, Sequence[Sequence[int]]], Iterator[dict[str, Any]]]
+_SPENT = "spent"
+"""Beside the numbers of cells in a file: what they have cost."""
+
+Measured = tuple[dict[str, Any], int]
+"""Scores by the cell's number, and how many tokens were read for them."""
+
+Measure = Callable[[int, str, Sequence[Sequence[int]]], Iterator[Measured]]
 """Scores groups of cells on a block, as `effects` or `damage`, group by group."""
 
 
@@ -95,6 +105,7 @@ class SweepScores:
         folder: Where scores are kept; None to keep them in memory only.
         on_scored: Told how many cells were scored on a block.
         elsewhere: Scores cells in other processes; this one does when not given.
+        spent_before: What the scores cost that were found in the folder.
     """
 
     blocks: Sequence[Bench]
@@ -102,6 +113,7 @@ class SweepScores:
     folder: Path | None = None
     on_scored: Callable[[int], None] = lambda _n: None
     elsewhere: Measure | None = None
+    spent_before: Cost = field(default_factory=Cost)
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -159,18 +171,18 @@ class SweepScores:
             waiting[first : first + _CELLS_AT_ONCE]
             for first in range(0, len(waiting), _CELLS_AT_ONCE)
         ]
-        measure = self.elsewhere or self._here
-        for part, found in zip(parts, measure(number, kind, parts), strict=True):
+        measure, start = self.elsewhere or self._here, time.perf_counter()
+        for part, (found, n_tokens) in zip(parts, measure(number, kind, parts), strict=True):
             known |= found
-            if self.folder is not None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self._file(number, kind), known)
+            self._keep(number, kind, Cost(n_tokens, time.perf_counter() - start))
+            start = time.perf_counter()
             self.on_scored(len(part))
 
-    def _here(
-        self, number: int, kind: str, parts: Sequence[Sequence[int]]
-    ) -> Iterator[dict[str, Any]]:
-        return (self.measured(number, kind, part) for part in parts)
+    def _here(self, number: int, kind: str, parts: Sequence[Sequence[int]]) -> Iterator[Measured]:
+        for part in parts:
+            with metering(self.blocks[number].lm.layout) as meter:
+                found = self.measured(number, kind, part)
+            yield found, meter.n_tokens
 
     def measured(self, number: int, kind: str, cells: Sequence[int]) -> dict[str, Any]:
         """Scores cells on a block, known or not.
@@ -207,7 +219,7 @@ class SweepScores:
 
     def _joined_scores(self, cell: int, n_blocks: int) -> CellScores:
         parts = [self._of_block(number, "effects")[str(cell)] for number in range(n_blocks)]
-        untouched = [bench.untouched for bench in self.blocks[:n_blocks]]
+        untouched = [self._untouched(number) for number in range(n_blocks)]
         contents = tuple(twin.content for one in self.blocks[:n_blocks] for twin in one.twins)
 
         def turning(bad: str, clean: str, way: Way) -> Turning:
@@ -226,6 +238,16 @@ class SweepScores:
             sum(part["n_edited"] for part in parts),
         )
 
+    def _untouched(self, number: int) -> dict[str, Losses]:
+        """Returns the losses of the untouched model on a block, read once for all processes."""
+        bench, known = self.blocks[number], self._of_block(number, "untouched")
+        if not known:
+            start = time.perf_counter()
+            with metering(bench.lm.layout) as meter:
+                known |= {name: losses.tolist() for name, losses in bench.untouched.items()}
+            self._keep(number, "untouched", Cost(meter.n_tokens, time.perf_counter() - start))
+        return {name: np.array(losses) for name, losses in known.items() if name != _SPENT}
+
     def _joined_damage(self, cell: int, n_blocks: int) -> Damage:
         parts = [self._of_block(number, "damage")[str(cell)] for number in range(n_blocks)]
         return Damage(
@@ -235,6 +257,15 @@ class SweepScores:
             )
         )
 
+    def _keep(self, number: int, kind: str, spent: Cost) -> None:
+        """Writes what is known of a block, with what it has cost by now."""
+        if self.folder is None:
+            return
+        known = self._of_block(number, kind)
+        known[_SPENT] = asdict(Cost(**known.get(_SPENT, {})) + spent)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._file(number, kind), known)
+
     def _file(self, number: int, kind: str) -> Path:
         return (self.folder or Path()) / f"{kind}-{number}.json"
 
@@ -242,6 +273,7 @@ class SweepScores:
         name = f"{kind}-{number}"
         if name not in self._known:
             self._known[name] = self._read(number, kind)
+            self.spent_before += Cost(**self._known[name].get(_SPENT, {}))
         return self._known[name]
 
     def _read(self, number: int, kind: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from typing_extensions import override
 
@@ -19,7 +18,7 @@ from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.engines.jobs import Crew, Json, Shard
 from isthmus.workflows.sent_directions import received_direction, sent_direction
 from isthmus.workflows.sweep_cells import cells_of
-from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
+from isthmus.workflows.sweep_scores import Measured, SweepScores, cut_into_blocks
 from isthmus.workflows.twins import TwinSplits
 
 SWEEP_WORKER = f"{__name__}:SweepWorker"
@@ -91,8 +90,8 @@ class FarScores:
 
     def __call__(
         self, number: int, kind: str, parts: Sequence[Sequence[int]]
-    ) -> Iterator[dict[str, Any]]:
-        """Yields the scores of groups of cells on a block, in their order."""
+    ) -> Iterator[Measured]:
+        """Yields the scores of groups of cells on a block and their tokens, in their order."""
         asked = {"block": number, "kind": kind}
         shards = [
             Shard({**asked, "cells": list(part)}, f"cells {part[0]} to {part[-1]}")
@@ -101,7 +100,7 @@ class FarScores:
         with TemporaryDirectory(prefix="isthmus-sweep-") as folder:
             for found in self.crew.ask("score cells", shards, Path(folder)):
                 self.meter.add(found["n_tokens"], is_step=False)
-                yield found["scores"]
+                yield found["scores"], found["n_tokens"]
 
 
 @dataclass

@@ -240,7 +240,9 @@ def test_a_split_is_a_partition_of_fixed_sizes_whatever_the_order(n, seed, rng):
 
 
 def test_phrasings_of_one_content_stay_in_one_split():
-    questions = [Question(f"{w} {i}?", content=str(i)) for i in range(30) for w in ("A", "B", "C")]
+    questions = [
+        Question(f"{w} {i}?", "So.", content=str(i)) for i in range(30) for w in ("A", "B", "C")
+    ]
     splits = split_by_content(questions)
     owners = {
         content: {name for name, part in splits.items() if content in {q.content for q in part}}

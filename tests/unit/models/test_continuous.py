@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from tests.fakes import FAMILIES, n_hooks, shift, tiny_model, tiny_network, tiny_tokenizer, varied
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ConfigError, DataError, ModelError, NoEditError, SiteError
+from isthmus.core.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    NoEditError,
+    NonFiniteError,
+    SiteError,
+)
 from isthmus.core.sites import Site, Stream
 from isthmus.core.texts import pad_batch
 from isthmus.interventions.intervention import Intervention
@@ -234,20 +241,52 @@ def raising(n_good, error):
     return lambda batch: [PlacedEdit(Site(1), edit, batch.is_real, torch.ones(1, dtype=torch.bool))]
 
 
-def test_a_step_that_fails_leaves_no_hook_and_can_be_taken_again(lm, texts):
+def test_a_step_that_is_interrupted_leaves_no_hook_and_can_be_taken_again(lm, texts):
     decoder = ContinuousDecoder(lm, merge_rows, n_slots=3)
     steered = decoder.submit(texts[0], max_new_tokens=8, edits=CHOICES[1].place)
-    bad = decoder.submit(texts[1], max_new_tokens=8, edits=raising(2, ZeroDivisionError()))
+    stopped = decoder.submit(texts[1], max_new_tokens=8, edits=raising(2, KeyboardInterrupt()))
     decoder.step()
     decoder.step()
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(KeyboardInterrupt):
             decoder.step()
         assert n_hooks(lm) == 0
-    bad.cancel()
+    stopped.cancel()
     decoder.run()
     assert steered.token_ids == alone(lm, texts[0], CHOICES[1].place, 8)
-    assert bad.token_ids == alone(lm, texts[1], no_edits, 2)
+    assert stopped.token_ids == alone(lm, texts[1], no_edits, 2)
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 5])
+def test_a_request_whose_edit_fails_later_ends_and_the_others_go_on(lm, texts, n_slots):
+    decoder, error = ContinuousDecoder(lm, merge_rows, n_slots=n_slots), ZeroDivisionError()
+    asked = [(0, placing(CHOICES[1])), (1, raising(2, error)), (4, no_edits)]
+    asked += [(2, raising(2, error)), (3, placing(CHOICES[7]))]
+    requests = [
+        decoder.submit(texts[prompt], max_new_tokens=8, edits=edits) for prompt, edits in asked
+    ]
+    decoder.run()
+    assert n_hooks(lm) == 0
+    for (prompt, edits), request, n_new in zip(asked, requests, (8, 2, 8, 2, 8), strict=True):
+        has_failed = n_new < 8
+        expected = alone(lm, texts[prompt], no_edits if has_failed else edits, n_new)
+        assert request.token_ids == expected
+        assert (request.ending == "failed", request.error is error) == (has_failed, has_failed)
+
+
+@pytest.mark.parametrize("positions", ["all", "generated"])
+def test_a_request_whose_logits_overflow_ends_as_failed_and_the_others_go_on(lm, texts, positions):
+    decoder = ContinuousDecoder(lm, merge_rows)
+    good = decoder.submit(texts[0], max_new_tokens=5)
+    large = {POST: torch.full((1, 16), 3e38)}
+    beyond = Intervention.steering(large, parse_positions(positions), 1000.0)
+    bad = decoder.submit(texts[1], max_new_tokens=5, edits=beyond.place)
+    decoder.run()
+    n_before = int(positions == "generated")
+    assert (bad.ending, len(bad.token_ids)) == ("failed", n_before)
+    assert isinstance(bad.error, NonFiniteError)
+    assert f"{texts[1].text!r} are NaN or infinite after {n_before} new" in str(bad.error)
+    assert good.token_ids == alone(lm, texts[0], no_edits, 5)
 
 
 def test_a_request_that_fails_on_its_own_text_ends_and_the_others_go_on(lm, texts):

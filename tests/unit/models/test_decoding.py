@@ -26,7 +26,7 @@ from isthmus.models.prompt_memory import PromptMemory
 from isthmus.models.row_cache import growing_cache_fault, shortest_window
 
 # A recurrent state cannot lose rows; Phi-3 prepares its inputs in a way of its own.
-WHOLE = {"mamba", "lfm2", "phi3"}
+WHOLE = {"mamba", "lfm2", "phi3", "phi3_longrope"}
 PROMPTS = (
     "Name it.",
     "a",

@@ -6,7 +6,7 @@ from tests.fakes import n_hooks, shift, tiny_model
 from transformers import GenerationConfig
 
 from isthmus.core.edits import PlacedEdit
-from isthmus.core.errors import ConfigError, DataError, SiteError
+from isthmus.core.errors import ConfigError, DataError, NonFiniteError, SiteError
 from isthmus.core.sites import Site
 from isthmus.models.encoding import encode_prompt, encode_prompts
 from isthmus.models.generation import generate_greedy
@@ -48,6 +48,56 @@ def test_completions_are_the_argmax_token_by_token_in_the_order_of_the_prompts(l
                 ids.append(int(lm.model(torch.tensor([ids])).logits[0, -1].argmax()))
         new = lm.tokenizer.decode(ids[len(text) :], skip_special_tokens=True)
         assert completion == new.strip()
+
+
+def overflowing(n_good, row):
+    """Steers one row so far that nothing is left of its logits, from a pass on."""
+
+    def place(batch):
+        rows = torch.tensor([index == row for index in batch.indices])
+        return [PlacedEdit(Site(0), Overflows(n_good), batch.is_real & rows[:, None], rows)]
+
+    return place
+
+
+class Overflows:
+    d_model = 16
+
+    def __init__(self, n_good):
+        self.n_good = n_good
+
+    def __call__(self, activations):
+        self.n_good -= 1
+        return activations + (0 if self.n_good >= 0 else torch.inf)
+
+
+# Three ways to decode: rows that leave, the model's own loop, no attention at all.
+@pytest.mark.parametrize("family", ["llama", "phi3", "mamba"])
+@pytest.mark.parametrize("n_written", [0, 3])
+def test_a_prompt_whose_logits_overflow_is_named(family, n_written):
+    lm = tiny_model(family)
+    prompts = encode_prompts(lm.tokenizer, PROMPTS)
+    says = f"prompt 2 are NaN or infinite after {n_written} new tokens: weaken the edit"
+    with pytest.raises(NonFiniteError, match=says):
+        generate_greedy(lm, prompts, max_new_tokens=6, edits=overflowing(n_written, 2))
+    assert n_hooks(lm) == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_what_overflows_behind_an_end_token_harms_nobody(family):
+    lm = tiny_model(family)
+    # So many that a row that has ended stays.
+    prompts = [encode_prompts(lm.tokenizer, PROMPTS[:1])[0]] + [
+        encode_prompts(lm.tokenizer, PROMPTS[1:2])[0]
+    ] * 19
+    own, n_steps = ends_at_once(lm, prompts, 2)
+    before, lm.model.generation_config = lm.model.generation_config, own
+    try:
+        plain = generate_greedy(lm, prompts, max_new_tokens=6)
+        found = generate_greedy(lm, prompts, max_new_tokens=6, edits=overflowing(n_steps, 0))
+    finally:
+        lm.model.generation_config = before
+    assert found.completions == plain.completions
 
 
 def test_settings_that_a_model_brings_along_change_nothing(lm, texts):

@@ -163,10 +163,22 @@ def test_what_lies_on_the_disk_goes_with_the_model(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("isthmus-offload-*"))
 
 
-@pytest.mark.parametrize("device", ["map:", "map:best", "map:[1]", "map:{}", 'map:{"model": null}'])
+@pytest.mark.parametrize(
+    "device",
+    ["map:", "map:best", "map:[1]", "map:{}", 'map:{"model": null}', 'map:{"model": true}'],
+)
 def test_a_map_that_is_none_is_refused(device):
     with pytest.raises(ConfigError, match="JSON object of devices by module"):
         find_placement(device)
+
+
+@pytest.mark.parametrize("given", ["cuda:777", "xpu:777", "mps", "hpu", 777, "gpu", "meta", "0"])
+def test_a_map_that_names_a_device_which_is_not_here_is_refused_as_the_device_alone_is(given):
+    with pytest.raises(ConfigError, match=rf"'lm_head' on '?{given}'?\W"):
+        find_placement("map:" + json.dumps({"model": "cpu", "lm_head": given}))
+    if given not in {777, "meta"}:
+        with pytest.raises(ConfigError, match=f"no device '{given}' here"):
+            find_placement(given)
 
 
 def test_without_accelerate_the_extra_is_named(monkeypatch):

