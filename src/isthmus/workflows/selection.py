@@ -17,7 +17,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
@@ -107,7 +108,6 @@ class Selector:
     config: RunConfig
     progress: Progress
     measured: list[Measurement]
-    _kept: dict[tuple[object, ...], Arm] = field(default_factory=dict, init=False)
 
     @property
     def _removes_only(self) -> bool:
@@ -295,6 +295,10 @@ class Selector:
             self._keep(arm, [m for m in rows if m.metric != "edited_positions"])
             found.append(point_effect(scores, removal_only=self._removes_only))
         return found
+
+    @cached_property
+    def _kept(self) -> dict[tuple[object, ...], Arm]:
+        return {}
 
     def _keep(self, arm: Arm, rows: Sequence[Measurement]) -> None:
         # A chosen strength is confirmed by measuring it again. Studies try directions of other
