@@ -2,10 +2,13 @@ import pytest
 import torch
 from tests.fakes import tiny_model
 
+from isthmus.core.errors import DataError
 from isthmus.core.progress import SilentProgress
 from isthmus.data.alignment import pair_spans
 from isthmus.models.capture import all_token_activations
 from isthmus.models.encoding import encode_prompts
+from isthmus.workflows import pairing as reading
+from isthmus.workflows import row_reading
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.pairing import paired_moments, paired_rows
 
@@ -60,3 +63,79 @@ def test_every_pairing_gives_rows_and_moments_of_the_same_pairs(models, texts):
 @pytest.mark.parametrize("pairing", ["chunk_boundary", "span_pool"])
 def test_a_run_may_choose_the_pairing(pairing):
     assert RunConfig(source="a", targets=("b",), pairing=pairing).pairing == pairing
+
+
+def held_at_once(monkeypatch):
+    """Notes the rows of every window, and the tokens of every pass, padding included."""
+    rows, tokens = [], []
+    side_by_side, capture = reading._side_by_side, row_reading.capture_activations
+
+    def sees_window(lm, texts, sites, batch_size):
+        rows.append(sum(len(picker.tokens) for _, picker in texts))
+        return side_by_side(lm, texts, sites, batch_size)
+
+    def sees_passes(lm, texts, sites, *, batch_size):
+        for batch in capture(lm, texts, sites, batch_size=batch_size):
+            tokens.append(len(batch.row_lengths) * max(batch.row_lengths))
+            yield batch
+
+    monkeypatch.setattr(reading, "_side_by_side", sees_window)
+    monkeypatch.setattr(row_reading, "capture_activations", sees_passes)
+    return rows, tokens
+
+
+def of_many_lengths(models, n):
+    prompts = [f"{i} " + "the fox " * (40 if i % 4 else 5) for i in range(n)]
+    source, target = (encode_prompts(lm.tokenizer, prompts) for lm in models)
+    return source, target
+
+
+def test_what_is_held_while_models_read_grows_neither_with_the_texts_nor_with_their_length(
+    models, monkeypatch
+):
+    texts = of_many_lengths(models, 40)
+    sites = models[0].sites("all"), models[1].sites("all")
+    asked = (*models, texts, sites)
+    whole = paired_moments(*asked, progress=SilentProgress())
+    most = 2 * max(len(text) for side in texts for text in side)
+    monkeypatch.setattr(row_reading, "_ROWS_AT_LEAST", most)
+    monkeypatch.setattr(row_reading, "MOST_TOGETHER", 1)
+    rows, tokens = held_at_once(monkeypatch)
+    cut = paired_moments(*asked, progress=SilentProgress())
+    assert max(rows) <= most < sum(rows) / 10
+    assert max(tokens) <= most
+    kept = paired_rows(*asked, progress=SilentProgress())
+    for part, pairs in kept.items():
+        assert pairs.n_per_text == whole.rows[part].n_per_text
+        torch.testing.assert_close(pairs.source, whole.rows[part].source)
+        torch.testing.assert_close(pairs.target, whole.rows[part].target)
+        once, at_once = cut.joint[part].cross_scatter, whole.joint[part].cross_scatter
+        torch.testing.assert_close(once, at_once, rtol=1e-5, atol=1e-5)
+    assert (cut.n_pairs, cut.n_texts) == (whole.n_pairs, 40)
+
+
+def test_texts_may_be_a_stream_of_which_few_are_held(models):
+    texts = of_many_lengths(models, 300)
+    n_taken = []
+
+    def stream():
+        for n, both in enumerate(zip(*texts, strict=True), start=1):
+            n_taken.append(n)
+            yield both
+
+    def visit(*_rows):
+        n_ahead.append(n_taken[-1] - len(n_ahead))
+
+    n_ahead = []
+    sites = [models[0].site(0)], [models[1].site(1)]
+    read = reading.read_pairs(*models, stream(), sites, visit, progress=SilentProgress())
+    assert (read.n_texts, len(n_ahead)) == (300, 300)
+    assert max(n_ahead) <= reading._TEXTS_AT_ONCE + 1
+
+
+def test_a_text_that_is_too_long_is_named_by_its_place_among_all_texts(models):
+    prompts = [f"fox {i}" for i in range(130)] + ["the fox " * 600]
+    texts = tuple(encode_prompts(lm.tokenizer, prompts) for lm in models)
+    sites = [models[0].site(0)], [models[1].site(1)]
+    with pytest.raises(DataError, match="text 130 needs"):
+        paired_moments(*models, texts, sites, progress=SilentProgress())

@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.workflows.store_filling import groups_of_like_length
+from isthmus.workflows.row_reading import groups_of_like_length
 
 
 @given(st.lists(st.integers(1, 3000), max_size=60))

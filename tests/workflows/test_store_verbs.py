@@ -1,16 +1,18 @@
 """`capture`, `learn_map` and `inspect` with stores of activations."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.workflows.small import save_tiny, write_world_questions
+from typing_extensions import override
 
 import isthmus
-from isthmus.core.errors import ArtifactError, DataError, OutputError
-from isthmus.core.progress import SilentProgress
+from isthmus.core.errors import ArtifactError, ConfigError, DataError, OutputError
+from isthmus.core.progress import Progress, SilentProgress
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.prompts import read_questions
 from isthmus.maps import in_memory
@@ -18,6 +20,7 @@ from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.config import MapMethod, Pairing
+from isthmus.workflows.engines.jobs import Job, Json
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.pairing import paired_rows
 from isthmus.workflows.store_shards import StoreSettings, fill_store_by
@@ -57,6 +60,16 @@ def test_a_capture_that_is_done_is_not_done_again_and_others_are_refused(
     assert stores[0].texts == stores[1].texts
     first, second = (store.rows(range(store.n_rows)) for store in stores)
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("given", [{"target_sites": "1"}, {"pairing": "last"}])
+def test_what_only_pairs_have_is_refused_without_a_target(
+    tiny: Path, tmp_path: Path, given: dict[str, Any]
+):
+    out = tmp_path / "kept"
+    with pytest.raises(ConfigError, match=f"{next(iter(given))} given, but no target"):
+        isthmus.capture(str(tiny / "one"), tiny / "prompts.txt", out=out, **given)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("pairing", ["character_end", "span_pool", "last"])
@@ -110,6 +123,22 @@ def test_a_map_from_a_store_is_the_map_from_the_models(
     held = ActivationStore.open(tmp_path / "s")
     assert learned(store=tmp_path / "s").quality == stored.quality
     assert ActivationStore.open(tmp_path / "s").manifest == held.manifest
+
+
+def test_where_some_texts_have_answers_a_store_and_the_models_give_the_same_pairs(
+    tiny: Path, tmp_path: Path
+):
+    lines = (tiny / "texts.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows[::2]:
+        row.pop("answer")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    asked = (str(tiny / "one"), str(tiny / "two"), texts)
+    direct = isthmus.learn_map(*asked, target_site=-1)
+    stored = isthmus.learn_map(*asked, target_site=-1, store=tmp_path / "s")
+    assert stored.quality.n_train == direct.quality.n_train
+    assert stored.quality.r2_held_out == pytest.approx(direct.quality.r2_held_out, abs=1e-4)
 
 
 def test_a_store_of_more_sites_serves_every_map_and_one_of_other_models_none(
@@ -171,6 +200,7 @@ def test_whoever_captures_goes_on_with_an_older_store_and_refuses_a_damaged_one(
     # A manifest of before identities had settings.
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["sides"]["source"]["model"].pop("settings")
+    del manifest["sha256"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     first, *_, last = sorted(folder.glob("shard-*"))
     whole = {path: path.read_bytes() for path in (first, last)}
@@ -182,3 +212,26 @@ def test_whoever_captures_goes_on_with_an_older_store_and_refuses_a_damaged_one(
     with pytest.raises(ArtifactError, match=f"{first.name} does not have the recorded hash"):
         fill()
     assert not last.exists()
+
+
+def test_an_engine_leaves_shards_within_the_store_where_a_kill_leaves_nothing_for_good(
+    tiny: Path, tmp_path: Path
+):
+    places = []
+
+    class Watched(LocalEngine):
+        @override
+        def run(self, job: Job, into: Path, progress: Progress) -> Iterator[Json]:
+            places.append(into)
+            return super().run(job, into, progress)
+
+    files: dict[str, Any] = {"storage_dtype": "float32", "rows_per_shard": 100}
+    model = {"source": str(tiny / "one")}
+    settings = StoreSettings(model, {"source": "all"}, "character_end", "auto", "auto", 64, files)
+    folder, questions = tmp_path / "store", read_questions(tiny / "texts.jsonl")
+    asked = (Watched(), folder, settings, questions)
+    fill_store_by(*asked, append=False, progress=SilentProgress()).verify()
+    [place] = places
+    assert place.parent == folder
+    assert place.name.startswith(".shard-")
+    assert not place.exists()

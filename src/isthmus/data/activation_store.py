@@ -19,15 +19,14 @@ from isthmus.core.artifacts import mapped_tensors
 from isthmus.core.errors import ArtifactError, DataError, SiteError
 from isthmus.core.sites import Site
 from isthmus.data.parts import Part
+from isthmus.data.store_checks import damages_of, holds_tensors, require_whole
 from isthmus.data.store_format import (
     Manifest,
     Role,
     Shard,
     StoredSide,
     StoredText,
-    damages_of,
     read_manifest,
-    require_whole,
 )
 from isthmus.data.stored_pairs import StoredPairs
 
@@ -192,20 +191,20 @@ class ActivationStore:
         return StoredPairs(read, ranges, widths)
 
     def damages(self) -> tuple[str, ...]:
-        """Checks every shard against its hash.
+        """Checks every shard against its hash and the manifest.
 
         Returns:
             What is wrong, shard by shard; nothing for a store that is whole.
         """
-        return damages_of(self.folder, self.manifest.shards)
+        return damages_of(self.folder, self.manifest)
 
     def verify(self) -> None:
         """Refuses a store with a damaged shard.
 
         Raises:
-            ArtifactError: Naming every shard that is missing or does not have its hash.
+            ArtifactError: Naming every shard that is missing or is not what the manifest says.
         """
-        require_whole(self.folder, self.manifest.shards)
+        require_whole(self.folder, self.manifest)
 
     def summary(self) -> dict[str, Any]:
         """Returns what the store holds, as JSON values."""
@@ -254,8 +253,7 @@ class ActivationStore:
 
     def _mapped(self, shard: Shard) -> dict[str, Tensor]:
         tensors = mapped_tensors(self.folder / shard.plan.name)
-        shapes = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-        if shapes != self.manifest.spec.shapes(shard.plan.n_rows):
+        if not holds_tensors(tensors, shard, self.manifest.spec):
             raise ArtifactError(
                 f"{shard.plan.name} does not hold the tensors of its manifest: "
                 "run isthmus inspect --verify on the store"

@@ -8,14 +8,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from isthmus.core.artifacts import TensorShape, read_json, sha256_of_file
+from isthmus.core.artifacts import TensorShape, read_json
 from isthmus.core.errors import ArtifactError, ConfigError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.options import require_word
@@ -38,6 +38,7 @@ ROWS_PER_SHARD = 16384
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NOTHING = ("", "nothing")
+_OWN_HASH = "sha256"
 _ALIGNMENT = ("token", "token_id", "end")
 
 
@@ -74,6 +75,8 @@ class StoredSide:
         """Reads what `to_json` wrote."""
         model = ModelIdentity.from_json(fields["model"])
         sites = tuple(parse_site(site, model.n_layers) for site in fields["sites"])
+        if fields["widths"] != [model.d_model] * len(sites):
+            raise ValueError(f"widths {fields['widths']} of {len(sites)} sites of {model}")
         return cls(model, sites, fields["computed_in"])
 
 
@@ -181,7 +184,7 @@ def _facts(spec: StoreSpec) -> dict[str, tuple[str, str]]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredText:
     """A text of a store.
 
@@ -249,11 +252,28 @@ class Shard:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Shard":
         """Reads what `to_json` wrote."""
-        texts = tuple(StoredText(str(h), PARTS[PARTS.index(p)], n) for h, p, n in fields["texts"])
-        shard = cls(ShardPlan(fields["first_text"], texts), fields["sha256"])
+        texts = tuple(
+            StoredText(str(sha256), PARTS[PARTS.index(part)], _count(n_rows))
+            for sha256, part, n_rows in fields["texts"]
+        )
+        if not texts:
+            raise ValueError(f"{fields['file']} holds no text")
+        shard = cls(ShardPlan(_count(fields["first_text"]), texts), str(fields["sha256"]))
         if (shard.plan.name, shard.plan.n_rows) != (fields["file"], fields["n_rows"]):
             raise ValueError(f"{fields['file']} does not hold the texts that it names")
         return shard
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} where a number of texts or rows is expected")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} where true or false is expected")
+    return value
 
 
 def text_sha256(*texts: EncodedText) -> str:
@@ -289,11 +309,36 @@ class Manifest:
             "rows_per_shard": self.spec.rows_per_shard,
             "versions": self.versions,
         }
-        # One line a field and one a shard: an indent would give every number a line of its own.
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items()]
-        shards = ",\n".join(f"  {json.dumps(shard.to_json())}" for shard in self.shards)
-        lines.append(f'"shards": [\n{shards}\n]')
-        write_text(folder / MANIFEST_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+        content = _content(fields, (shard.to_json() for shard in self.shards))
+        own = json.dumps(hashlib.sha256(content.encode()).hexdigest())
+        write_text(folder / MANIFEST_NAME, f'{{\n{content},\n"{_OWN_HASH}": {own}\n}}\n')
+
+    def require_consistent(self) -> None:
+        """Refuses shards out of order, and a finished store that lacks texts (`ValueError`)."""
+        stop = 0
+        for shard in self.shards:
+            first = shard.plan.first_text
+            if first < stop or (self.is_finished and first > stop):
+                raise ValueError(f"{shard.plan.name} follows text {stop - 1}")
+            stop = shard.plan.stop_text
+
+
+def _content(fields: dict[str, Any], shards: Iterable[Any]) -> str:
+    """Returns what a manifest's hash is taken of, whatever white space is in the file."""
+    # One line a field and one a shard: an indent would give every number a line of its own.
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items()]
+    each = ",\n".join(f"  {json.dumps(shard)}" for shard in shards)
+    return ",\n".join([*lines, f'"shards": [\n{each}\n]'])
+
+
+def _require_own_hash(fields: dict[str, Any]) -> None:
+    """Refuses a manifest that is not as it was written; older ones have no hash."""
+    if _OWN_HASH not in fields:
+        return
+    others = {key: value for key, value in fields.items() if key not in {"shards", _OWN_HASH}}
+    content = _content(others, fields["shards"])
+    if hashlib.sha256(content.encode()).hexdigest() != fields[_OWN_HASH]:
+        raise ValueError("it does not have the hash that it was written with")
 
 
 def is_store(folder: Path) -> bool:
@@ -329,50 +374,18 @@ def read_manifest(folder: Path) -> Manifest:
             "upgrade isthmus"
         )
     try:
+        _require_own_hash(fields)
         sides = {role: StoredSide.from_json(side) for role, side in fields["sides"].items()}
         spec = StoreSpec(
             sides["source"],
             sides.get("target"),
             fields["pairing"],
             fields["storage_dtype"],
-            fields["rows_per_shard"],
+            _count(fields["rows_per_shard"]),
         )
         shards = tuple(Shard.from_json(one) for one in fields["shards"])
-        return Manifest(spec, shards, bool(fields["is_finished"]), dict(fields["versions"]))
+        manifest = Manifest(spec, shards, _flag(fields["is_finished"]), dict(fields["versions"]))
+        manifest.require_consistent()
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}): make the store again") from error
-
-
-def damages_of(folder: Path, shards: Sequence[Shard]) -> tuple[str, ...]:
-    """Checks shards against their hashes.
-
-    Args:
-        folder: The store.
-        shards: What its manifest says of them.
-
-    Returns:
-        What is wrong, shard by shard; nothing where all are whole.
-    """
-    found = []
-    for shard in shards:
-        path = folder / shard.plan.name
-        try:
-            if sha256_of_file(path) != shard.sha256:
-                found.append(f"{path.name} does not have the recorded hash")
-        except OSError as error:
-            found.append(f"{path.name} cannot be read ({error.strerror or error})")
-    return tuple(found)
-
-
-def require_whole(folder: Path, shards: Sequence[Shard]) -> None:
-    """Refuses a store of which a shard is missing or does not have its hash (`ArtifactError`).
-
-    Args:
-        folder: The store.
-        shards: Which ones are looked at.
-    """
-    if damages := damages_of(folder, shards):
-        raise ArtifactError(
-            f"{folder} is damaged: {'; '.join(damages)}: remove these files and capture "
-            "again with the same texts, which writes them anew"
-        )
+    return manifest

@@ -8,6 +8,7 @@
 """
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from isthmus.data.store_format import (
     StoreSpec,
     read_manifest,
 )
+from isthmus.data.store_lock import written_alone
 
 T = TypeVar("T")
 
@@ -217,8 +219,8 @@ def _alignment(plan: ShardPlan, tokens: Mapping[Role, Sequence[RowTokens]]) -> d
 def writing_store(folder: str | Path, spec: StoreSpec) -> Iterator["StoreWriter"]:
     """Opens a store and says at the end of the block that every text was read.
 
-    A store that the block began and that has no shard when it fails is removed: there is nothing to
-    go on with.
+    One process at a time writes a store. A store that the block began and that has no shard when it
+    fails is removed: there is nothing to go on with.
 
     Args:
         folder: The store.
@@ -228,17 +230,18 @@ def writing_store(folder: str | Path, spec: StoreSpec) -> Iterator["StoreWriter"
         StoreWriter: To be given every shard that is missing.
 
     Raises:
-        OutputError: If the folder holds something else or a store of other rows, or cannot be
-            written to.
+        OutputError: If the folder holds something else or a store of other rows, another process
+            writes it, or it cannot be written to.
         DataError: If there is no row, or texts are missing between the shards.
     """
-    writer = StoreWriter(folder, spec)
-    try:
-        yield writer
-        writer.finish()
-    except BaseException:
-        writer.remove_if_empty()
-        raise
+    with written_alone(Path(folder)):
+        writer = StoreWriter(folder, spec)
+        try:
+            yield writer
+            writer.finish()
+        except BaseException:
+            writer.remove_if_empty()
+            raise
 
 
 class StoreWriter:
@@ -282,7 +285,7 @@ class StoreWriter:
             self.manifest = Manifest(spec, (), is_finished=False, versions=package_versions())
             self.manifest.write(self.folder)
         for path in _leftovers(self.folder, {shard.plan.name for shard in self.manifest.shards}):
-            path.unlink(missing_ok=True)
+            _remove(path)
         there = tuple(s for s in self.manifest.shards if (self.folder / s.plan.name).is_file())
         if there != self.manifest.shards:
             self._replace(replace(self.manifest, shards=there, is_finished=False))
@@ -337,7 +340,7 @@ class StoreWriter:
         if self.manifest.shards:
             return
         for path in (*_leftovers(self.folder, frozenset()), self.folder / MANIFEST_NAME):
-            path.unlink(missing_ok=True)
+            _remove(path)
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -350,7 +353,14 @@ def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _leftovers(folder: Path, named: frozenset[str] | set[str]) -> list[Path]:
-    """Returns files of a store that its manifest does not name: a killed process left them."""
+    """Returns what a store's manifest does not name: a killed process left it."""
     ours = ("shard-", ".shard-", f".{MANIFEST_NAME}.")
     return [p for p in _entries(folder) if p.name.startswith(ours) and p.name not in named]

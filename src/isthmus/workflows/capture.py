@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
+from isthmus.core.errors import ConfigError
+from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import GivenSite, GivenSites, Site
 from isthmus.data.prompts import Question, stream_questions
@@ -48,8 +51,8 @@ def capture(
         out: Folder of the store.
         sites: `all`, or sites such as `resid_post[3]`, `3`, `0.6`.
         target: Second model, for pairs.
-        target_sites: Sites of the target.
-        pairing: How tokens are paired, as for `learn_map`.
+        target_sites: Sites of the target; only with one.
+        pairing: How tokens are paired, as for `learn_map`; only with a target.
         storage_dtype: Type of the activations in the files.
         rows_per_shard: Most rows of a file; one that was not finished is lost when a run is killed.
         append: Whether prompts that follow those of a finished store are added to it.
@@ -68,6 +71,7 @@ def capture(
     Raises:
         IsthmusError: If a model, a site, the prompts or the place cannot be used.
     """
+    _require_asked(target, target_sites, pairing)
     chosen = engine_named(engine, address, n_workers)
     n_texts = None
     if isinstance(prompts, str | Path):
@@ -101,6 +105,18 @@ def capture(
         progress=shown,
     )
     return store.folder
+
+
+def _require_asked(target: str | Path | None, target_sites: GivenSites, pairing: str) -> None:
+    """Refuses what only pairs have where there is no second model."""
+    require_word("pairing", pairing, get_args(Pairing))
+    given = {"target_sites": target_sites != "all", "pairing": pairing != "character_end"}
+    if target is None and any(given.values()):
+        names = " and ".join(name for name, is_given in given.items() if is_given)
+        raise ConfigError(
+            f"{names} given, but no target: one model's activations are not paired. Name the "
+            "second model (target), or leave this out"
+        )
 
 
 def _questions(prompts: str | Path | Iterable[str | Question]) -> Iterator[Question]:

@@ -1,6 +1,7 @@
 """`learn-map`: a map from a source site, or all of them, to a target site."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,13 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText
-from isthmus.data.prompts import Question, read_contrast, read_questions
+from isthmus.data.prompts import read_contrast, stream_questions
 from isthmus.data.store_format import ROLES, Role
 from isthmus.data.stored_pairs import StoredPairs
 from isthmus.maps.files import KIND, FittedMap, save_map
 from isthmus.maps.moments import PairMoments
 from isthmus.maps.rows import PairedRows
 from isthmus.maps.shelf import FROM_MOMENTS
-from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype, MapMethod, Pairing
 from isthmus.workflows.contrast_maps import ON_CONTRASTS, fit_and_measure
@@ -34,9 +34,13 @@ from isthmus.workflows.map_fitting import (
 )
 from isthmus.workflows.map_tuning import MapTuning, tune_map
 from isthmus.workflows.pairing import PARTS, Part, paired_moments, paired_rows
+from isthmus.workflows.row_reading import encoded_questions
 from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.store_filling import as_in_store, fill_store, spec_of_store
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
+
+_TEXTS_AT_ONCE = 64
+"""Texts that are tokenized together."""
 
 
 def learn_map(
@@ -95,13 +99,13 @@ def learn_map(
     _require_asked(map, pairing, out)
     shown = progress or SilentProgress()
     # Read as a whole before a model is loaded: what is wrong with a row is said at once.
-    questions = read_questions(Path(texts))
-    twins = _pairs_of(contrasts, map, [question.prompt for question in questions])
+    n_texts = sum(1 for _ in stream_questions(Path(texts)))
+    twins = _pairs_of(contrasts, map, Path(texts))
     models = [load_language_model(name, dtype=dtype, device=device) for name in (source, target)]
     sites = thinned_sites(models[0], source_sites)
     reached = models[1].sites(target_site)
     ends = MapEnds(models[0].identity, models[1].identity, sites, reached[0], reached[1:])
-    reading = _Reading((models[0], models[1]), questions, pairing, batch_size, shown)
+    reading = _Reading((models[0], models[1]), Path(texts), n_texts, pairing, batch_size, shown)
     if store is None and map in FROM_MOMENTS and not downstream_steps:
         fitted = fit_streamed(map, reading.moments(ends), ends)
     elif store is None and twins and not downstream_steps:
@@ -119,7 +123,7 @@ def learn_map(
             fitted = measured_again(reading.tuned(fitted, tuning), pairs, ends)
     fitted.provenance.update(
         {
-            "n_texts": len(questions),
+            "n_texts": n_texts,
             "texts_sha256": sha256_of_file(Path(texts)),
             "pairing": pairing,
             "seed": seed,
@@ -141,9 +145,7 @@ def _require_asked(method: str, pairing: str, out: str | Path | None) -> None:
     require_free(out, KIND)
 
 
-def _pairs_of(
-    contrasts: str | Path | None, method: MapMethod, asked: Sequence[str]
-) -> list[ContrastPair]:
+def _pairs_of(contrasts: str | Path | None, method: MapMethod, texts: Path) -> list[ContrastPair]:
     if method == ON_CONTRASTS and contrasts is None:
         raise ConfigError(
             f"the {ON_CONTRASTS} map is fitted on contrasts and none are given: name a file of "
@@ -164,8 +166,12 @@ def _pairs_of(
         )
     both = zip(prompts.positive, prompts.negative, strict=True)
     pairs = [ContrastPair(*pair) for pair in both]
-    parts_of_contrasts(pairs, asked)
+    parts_of_contrasts(pairs, _prompts(texts))
     return pairs
+
+
+def _prompts(texts: Path) -> list[str]:
+    return [question.prompt for question in stream_questions(texts)]
 
 
 @dataclass(frozen=True)
@@ -173,28 +179,26 @@ class _Reading:
     """Reads both models over the same questions: to moments, to rows, or through a store."""
 
     models: tuple[LanguageModel, LanguageModel]
-    questions: Sequence[Question]
+    path: Path
+    n_texts: int
     pairing: Pairing
     batch_size: int
     progress: Progress
 
-    @property
-    def texts(self) -> tuple[list[EncodedText], list[EncodedText]]:
-        prompts = [question.prompt for question in self.questions]
-        answers = [question.answer or "" for question in self.questions]
-        first, second = (
-            encode_prompts(lm.tokenizer, prompts, answers=answers if any(answers) else None)
-            for lm in self.models
-        )
-        return first, second
+    def texts(self) -> Iterator[tuple[EncodedText, EncodedText]]:
+        stream = stream_questions(self.path)
+        while some := tuple(itertools.islice(stream, _TEXTS_AT_ONCE)):
+            source, target = (encoded_questions(lm, some) for lm in self.models)
+            yield from zip(source, target, strict=True)
 
     def moments(self, ends: MapEnds) -> dict[Part, PairMoments]:
         found = paired_moments(
             *self.models,
-            self.texts,
+            self.texts(),
             (ends.source_sites, ends.target_sites),
             pairing=self.pairing,
             batch_size=self.batch_size,
+            n_texts=self.n_texts,
             progress=self.progress,
             keeps_rows=False,
         )
@@ -203,10 +207,11 @@ class _Reading:
     def rows(self, ends: MapEnds) -> dict[Part, PairedRows]:
         return paired_rows(
             *self.models,
-            self.texts,
+            self.texts(),
             (ends.source_sites, ends.target_sites),
             pairing=self.pairing,
             batch_size=self.batch_size,
+            n_texts=self.n_texts,
             progress=self.progress,
         )
 
@@ -214,16 +219,16 @@ class _Reading:
         return read_contrasts(
             self.models,
             pairs,
-            [question.prompt for question in self.questions],
+            _prompts(self.path),
             (ends.source_sites, ends.target_sites),
             self.batch_size,
             self.progress,
         )
 
     def tuned(self, fitted: FittedMap, tuning: MapTuning) -> FittedMap:
-        return tune_map(
-            fitted, self.models, self.texts, tuning, self.progress, pairing=self.pairing
-        )
+        both = list(self.texts())
+        texts = [source for source, _ in both], [target for _, target in both]
+        return tune_map(fitted, self.models, texts, tuning, self.progress, pairing=self.pairing)
 
     def stored(self, ends: MapEnds, folder: Path) -> dict[Part, StoredPairs]:
         models: dict[Role, LanguageModel] = dict(zip(ROLES, self.models, strict=True))
@@ -236,9 +241,9 @@ class _Reading:
             folder,
             as_in_store(folder, spec),
             models,
-            self.questions,
+            stream_questions(self.path),
             batch_size=self.batch_size,
-            n_texts=len(self.questions),
+            n_texts=self.n_texts,
             progress=self.progress,
         )
         return {part: filled.pairs(part, sites["source"], sites["target"]) for part in PARTS}

@@ -1,27 +1,33 @@
 """Reads both models over the same texts and keeps what maps are fitted on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from isthmus.core.errors import DataError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
-from isthmus.data.alignment import SpanTokens, pair_spans, pair_tokens
 from isthmus.data.parts import PARTS as PARTS  # noqa: PLC0414  (importable from here, too)
 from isthmus.data.parts import Part as Part  # noqa: PLC0414
 from isthmus.data.parts import part_of_text as part_of_text  # noqa: PLC0414
 from isthmus.maps.moments import PairMoments
 from isthmus.maps.rows import PairedRows as PairedRows  # noqa: PLC0414  (importable from here, too)
-from isthmus.models.capture import all_token_activations
+from isthmus.models.batching import check_texts
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import Pairing
+from isthmus.workflows.row_reading import RowPicker, picked_rows, row_pickers, rows_together
+
+TextPairs = (
+    tuple[Sequence[EncodedText], Sequence[EncodedText]] | Iterator[tuple[EncodedText, EncodedText]]
+)
+"""The same texts as the source and as the target see them: two lists, or a stream of both."""
 
 _TEXTS_AT_ONCE = 128
+_ROWS_TO_SUM = 4096  # rows that are added to moments together
 
 MOST_KEPT = 2**26
 """Most activations, in numbers, that are kept from the first reading; 256 MiB in float32."""
@@ -58,114 +64,134 @@ class PairedMoments:
         return kept or None
 
 
+class _PairedText(NamedTuple):
+    """One text as both models see it, and what takes the rows that belong together."""
+
+    texts: tuple[EncodedText, EncodedText]
+    pickers: tuple[RowPicker, RowPicker]
+
+    def of(self, side: int) -> tuple[EncodedText, RowPicker]:
+        return self.texts[side], self.pickers[side]
+
+
+class PairsRead(NamedTuple):
+    """How much was read.
+
+    Attributes:
+        n_pairs: Pairs of rows.
+        n_texts: Texts.
+    """
+
+    n_pairs: int
+    n_texts: int
+
+
 def read_pairs(
     source: LanguageModel,
     target: LanguageModel,
-    texts: tuple[Sequence[EncodedText], Sequence[EncodedText]],
+    texts: TextPairs,
     sites: tuple[Sequence[Site], Sequence[Site]],
-    visit: Callable[[Part, Tensor, dict[Site, Tensor]], None],
+    visit: Callable[[Part, Tensor, Tensor], None],
     *,
     pairing: Pairing = "character_end",
     batch_size: int = 64,
+    n_texts: int | None = None,
     progress: Progress,
-) -> int:
-    """Runs both models over the same texts and hands over paired activations, chunk by chunk.
+) -> PairsRead:
+    """Runs both models over the same texts and hands over paired activations, text by text.
+
+    Texts are read together while their rows are few: what is in memory does not grow with the texts
+    or their lengths, unless one text alone has more rows than `rows_together`.
 
     Args:
         source: Source model.
         target: Target model.
         texts: The texts as the source and as the target see them, in the same order.
-        sites: Source sites, concatenated in this order, and target sites.
-        visit: Called per text with its part, the source rows and the target rows by site.
+        sites: Source sites and target sites, either side by side in this order.
+        visit: Called per text, in their order, with its part, its source rows and its target rows.
         pairing: How tokens are paired.
         batch_size: Texts per forward pass.
+        n_texts: How many texts a stream has, where that is known, for the progress.
         progress: Who shows progress.
 
     Returns:
-        How many pairs of rows there were.
+        How many pairs of rows and texts there were.
 
     Raises:
-        DataError: If no token of any text could be paired.
+        DataError: If a text is empty or too long, or no token of any text could be paired.
     """
-    n_pairs = 0
-    with progress.stage(
-        f"read {source.identity.name} and {target.identity.name}", len(texts[0])
-    ) as advance:
-        for start in range(0, len(texts[0]), _TEXTS_AT_ONCE):
-            here = [side[start : start + _TEXTS_AT_ONCE] for side in texts]
-            read = all_token_activations(source, here[0], sites[0], batch_size=batch_size)
-            made = all_token_activations(target, here[1], sites[1], batch_size=batch_size)
-            for i, (text, other) in enumerate(zip(here[0], here[1], strict=True)):
-                of_source, of_target = row_pickers(text, other, pairing)
-                rows = torch.cat([of_source(read[site][i]) for site in sites[0]], dim=-1)
-                n_pairs += len(rows)
-                visit(
-                    part_of_text(start + i),
-                    rows,
-                    {site: of_target(made[site][i]) for site in sites[1]},
-                )
-            advance(len(here[0]))
-    if not n_pairs:
+    models, count = (source, target), PairsRead(0, 0)
+    if isinstance(texts, tuple):
+        n_texts, texts = len(texts[0]), zip(*texts, strict=True)
+    read_by = f"read {source.identity.name} and {target.identity.name}"
+    with progress.stage(read_by, n_texts) as advance:
+        most = rows_together(
+            sum(len(own) * lm.d_model for lm, own in zip(models, sites, strict=True))
+        )
+        for window in _windows(_paired_texts(models, texts, pairing, batch_size), most):
+            rows, made = (
+                _side_by_side(lm, [one.of(side) for one in window], sites[side], batch_size)
+                for side, lm in enumerate(models)
+            )
+            for i, (ours, theirs) in enumerate(zip(rows, made, strict=True), start=count.n_texts):
+                visit(part_of_text(i), ours, theirs)
+            count = PairsRead(count.n_pairs + sum(map(len, rows)), count.n_texts + len(window))
+            advance(len(window))
+    if not count.n_pairs:
         raise DataError("no token of the two models could be paired: check the texts and templates")
-    return n_pairs
+    return count
 
 
-@dataclass(frozen=True)
-class RowPicker:
-    """Takes the rows that belong to another model's from the states of one text.
-
-    Attributes:
-        tokens: For every row its token; of a span its last one.
-        spans: The tokens of every row, where rows are means over spans.
-    """
-
-    tokens: Int[Tensor, " row"]
-    spans: SpanTokens | None = None
-
-    def __call__(self, states: Float[Tensor, "token d_model"]) -> Float[Tensor, "row d_model"]:
-        """Returns the rows, given a state per token."""
-        return states[self.tokens] if self.spans is None else self.spans.mean(states)
+def _paired_texts(
+    models: tuple[LanguageModel, LanguageModel],
+    texts: Iterable[tuple[EncodedText, EncodedText]],
+    pairing: Pairing,
+    batch_size: int,
+) -> Iterator[_PairedText]:
+    for index, both in enumerate(texts):
+        for lm, text in zip(models, both, strict=True):
+            check_texts(lm, [text], batch_size, first=index)
+        yield _PairedText(both, row_pickers(*both, pairing))
 
 
-def row_pickers(
-    source: EncodedText, target: EncodedText, pairing: Pairing
-) -> tuple[RowPicker, RowPicker]:
-    """Returns what takes the rows that belong together from the states of one text.
-
-    Args:
-        source: The text as the source sees it.
-        target: The text as the target sees it.
-        pairing: How tokens are paired.
-
-    Returns:
-        One for the source's states and one for the target's; both return equally many rows: states
-        of single tokens, or with `span_pool` means over spans.
-
-    Raises:
-        DataError: If the two renderings share too little.
-    """
-    if pairing == "span_pool":
-        spans = pair_spans(source, target)
-        return _of_spans(spans.source), _of_spans(spans.target)
-    of_source, of_target = pair_tokens(source, target, pairing)
-    return RowPicker(torch.from_numpy(of_source)), RowPicker(torch.from_numpy(of_target))
+def _windows(texts: Iterable[_PairedText], most_rows: int) -> Iterator[list[_PairedText]]:
+    """Cuts texts into pieces that are read together; one text alone may have more rows."""
+    window: list[_PairedText] = []
+    n_rows = 0
+    for one in texts:
+        n_more = len(one.pickers[0].tokens)
+        if window and (len(window) == _TEXTS_AT_ONCE or n_rows + n_more > most_rows):
+            yield window
+            window, n_rows = [], 0
+        window.append(one)
+        n_rows += n_more
+    if window:
+        yield window
 
 
-def _of_spans(spans: SpanTokens) -> RowPicker:
-    last = torch.zeros(int(spans.spans[-1]) + 1 if len(spans.spans) else 0, dtype=torch.int64)
-    for span, token in zip(spans.spans.tolist(), spans.tokens.tolist(), strict=True):
-        last[span] = token
-    return RowPicker(last, spans)
+def _side_by_side(
+    lm: LanguageModel,
+    texts: Sequence[tuple[EncodedText, RowPicker]],
+    sites: Sequence[Site],
+    batch_size: int,
+) -> list[Tensor]:
+    """Returns the rows of every text, all sites side by side."""
+    width = lm.d_model
+    found = [torch.empty(len(picker.tokens), len(sites) * width) for _, picker in texts]
+    for index, number, rows in picked_rows(lm, texts, sites, batch_size=batch_size):
+        found[index][:, number * width : (number + 1) * width] = rows
+    return found
 
 
 def paired_moments(
     source: LanguageModel,
     target: LanguageModel,
-    texts: tuple[Sequence[EncodedText], Sequence[EncodedText]],
+    texts: TextPairs,
     sites: tuple[Sequence[Site], Sequence[Site]],
     *,
     pairing: Pairing = "character_end",
     batch_size: int = 64,
+    n_texts: int | None = None,
     progress: Progress,
     keeps_rows: bool = True,
 ) -> PairedMoments:
@@ -193,20 +219,16 @@ def paired_moments(
             else:
                 kept[part].clear()
 
-    def visit(part: Part, rows: Tensor, made: dict[Site, Tensor]) -> None:
-        waiting[part].append((rows, torch.cat([made[site] for site in sites[1]], dim=-1)))
-        if sum(len(x) for x, _ in waiting[part]) >= 4096:
+    most_waiting = min(_ROWS_TO_SUM, rows_together(d_source + d_target))
+
+    def visit(part: Part, rows: Tensor, made: Tensor) -> None:
+        waiting[part].append((rows, made))
+        if sum(len(x) for x, _ in waiting[part]) >= most_waiting:
             flush(part)
 
-    n_pairs = read_pairs(
-        source,
-        target,
-        texts,
-        sites,
-        visit,
-        pairing=pairing,
-        batch_size=batch_size,
-        progress=progress,
+    asked = (source, target, texts, sites, visit)
+    read = read_pairs(
+        *asked, pairing=pairing, batch_size=batch_size, n_texts=n_texts, progress=progress
     )
     for part in PARTS:
         flush(part)
@@ -219,12 +241,12 @@ def paired_moments(
     }
     is_kept = keeps_rows and n_numbers <= MOST_KEPT
     rows = {part: _all(pieces) for part, pieces in kept.items() if pieces and is_kept}
-    return PairedMoments(tuple(sites[0]), by_site, n_pairs, len(texts[0]), rows, moments)
+    return PairedMoments(tuple(sites[0]), by_site, *read, rows, moments)
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> PairedRows:
     """Returns the rows of texts that were read one by one."""
-    sides = [torch.cat([pair[side] for pair in pairs]) for side in (0, 1)]
+    sides = pairs[0] if len(pairs) == 1 else [torch.cat(side) for side in zip(*pairs, strict=True)]
     return PairedRows(sides[0], sides[1], tuple(len(x) for x, _ in pairs))
 
 
@@ -239,11 +261,12 @@ def _all(pieces: Sequence[PairedRows]) -> PairedRows:
 def paired_rows(
     source: LanguageModel,
     target: LanguageModel,
-    texts: tuple[Sequence[EncodedText], Sequence[EncodedText]],
+    texts: TextPairs,
     sites: tuple[Sequence[Site], Site | Sequence[Site]],
     *,
     pairing: Pairing = "character_end",
     batch_size: int = 64,
+    n_texts: int | None = None,
     progress: Progress,
 ) -> dict[Part, PairedRows]:
     """Keeps the paired activations of one target site, or of several side by side, part by part.
@@ -253,9 +276,8 @@ def paired_rows(
     wanted = (sites[1],) if isinstance(sites[1], Site) else tuple(sites[1])
     kept: dict[Part, list[tuple[Tensor, Tensor]]] = {part: [] for part in PARTS}
 
-    def visit(part: Part, rows: Tensor, made: dict[Site, Tensor]) -> None:
-        joined = torch.cat([made[site] for site in wanted], dim=-1)
-        kept[part].append((rows.float(), joined.float()))
+    def visit(part: Part, rows: Tensor, made: Tensor) -> None:
+        kept[part].append((rows, made))
 
     read_pairs(
         source,
@@ -265,6 +287,7 @@ def paired_rows(
         visit,
         pairing=pairing,
         batch_size=batch_size,
+        n_texts=n_texts,
         progress=progress,
     )
     return {part: _joined(pairs) for part, pairs in kept.items() if pairs}

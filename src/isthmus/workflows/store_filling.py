@@ -8,13 +8,12 @@
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import Tensor
 
 from isthmus.core.errors import OutputError
 from isthmus.core.progress import Progress
@@ -23,6 +22,7 @@ from isthmus.core.texts import EncodedText
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.parts import part_of_text
 from isthmus.data.prompts import Question
+from isthmus.data.store_checks import require_whole
 from isthmus.data.store_format import (
     ROWS_PER_SHARD,
     Role,
@@ -33,7 +33,6 @@ from isthmus.data.store_format import (
     StoreSpec,
     is_store,
     read_manifest,
-    require_whole,
     text_sha256,
 )
 from isthmus.data.store_writer import (
@@ -46,15 +45,19 @@ from isthmus.data.store_writer import (
     writing_store,
 )
 from isthmus.models.batching import check_texts, ignore
-from isthmus.models.capture import capture_activations
-from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import Pairing
-from isthmus.workflows.pairing import RowPicker, row_pickers
+from isthmus.workflows.row_reading import (
+    RowPicker,
+    encoded_questions,
+    groups_of_like_length,
+    picked_rows,
+    row_pickers,
+)
 
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
 
-_TEXTS_AT_ONCE = 256
+_TEXTS_AT_ONCE = 64
 """Texts that are tokenized together."""
 
 
@@ -145,7 +148,7 @@ def texts_to_store(
     """
     index, stream = 0, iter(questions)
     while some := tuple(itertools.islice(stream, _TEXTS_AT_ONCE)):
-        encoded = {role: _encoded(lm, some) for role, lm in models.items()}
+        encoded = {role: encoded_questions(lm, some) for role, lm in models.items()}
         for role, lm in models.items():
             check_texts(lm, encoded[role], 1, first=index)
         for i in range(len(some)):
@@ -153,17 +156,6 @@ def texts_to_store(
             text = text_sha256(*rows.texts.values())
             yield StoredText(text, part_of_text(index), rows.n_rows), rows
             index += 1
-
-
-def _encoded(lm: LanguageModel, questions: tuple[Question, ...]) -> list[EncodedText]:
-    found: dict[int, EncodedText] = {}
-    for is_answered in (True, False):
-        chosen = [i for i, one in enumerate(questions) if bool(one.answer) == is_answered]
-        prompts = [questions[i].prompt for i in chosen]
-        answers = [questions[i].answer or "" for i in chosen] if is_answered else None
-        encoded = encode_prompts(lm.tokenizer, prompts, answers=answers)
-        found.update(zip(chosen, encoded, strict=True))
-    return [found[i] for i in range(len(questions))]
 
 
 def _rows_of(texts: Mapping[Role, EncodedText], pairing: Pairing) -> TextRows:
@@ -223,32 +215,9 @@ def _put_rows(
             put(i, role, site, torch.empty(0, lm.d_model))
     for alike in groups_of_like_length([len(texts[i].texts[role]) for i in read]):
         chosen = [read[i] for i in alike]
-        encoded = [texts[i].texts[role] for i in chosen]
-        for batch in capture_activations(lm, encoded, sites, batch_size=batch_size):
-            for site in sites:
-                packed: Tensor = batch.values[site].float().cpu()
-                states = zip(batch.indices, packed.split(batch.row_lengths), strict=True)
-                for index, of_text in states:
-                    put(chosen[index], role, site, texts[chosen[index]].pickers[role](of_text))
-
-
-def groups_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups texts so that none is padded by more than a third of its length.
-
-    Args:
-        lengths: Tokens of every text.
-
-    Returns:
-        Every index once, longest first; in each group the shortest has at least three quarters of
-        the tokens of the longest.
-    """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and 4 * lengths[i] >= 3 * lengths[groups[-1][0]]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+        given = [(texts[i].texts[role], texts[i].pickers[role]) for i in chosen]
+        for index, number, rows in picked_rows(lm, given, sites, batch_size=batch_size):
+            put(chosen[index], role, sites[number], rows)
 
 
 def shards_to_capture(
@@ -335,7 +304,7 @@ def fill_store(
         progress.stage(f"read {names}", n_texts) as advance,
     ):
         if not append:
-            require_whole(writer.folder, writer.manifest.shards)
+            require_whole(writer.folder, writer.manifest)
         missing = shards_to_capture(writer, models, questions, append=append, advance=advance)
         for planned in missing:
             writer.register(

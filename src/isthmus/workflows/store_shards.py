@@ -5,7 +5,6 @@
 3. Files are named in the manifest in their order; one that is there is not captured again.
 """
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +18,8 @@ from isthmus.core.sites import Site
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.parts import part_of_text
 from isthmus.data.prompts import Question
-from isthmus.data.store_format import Role, ShardPlan, StoredSide, StoreSpec, require_whole
+from isthmus.data.store_checks import require_whole
+from isthmus.data.store_format import Role, ShardPlan, StoredSide, StoreSpec
 from isthmus.data.store_format import Shard as StoredShard
 from isthmus.data.store_writer import PlannedShard, writing_store
 from isthmus.models.language_model import LanguageModel, load_language_model
@@ -136,7 +136,7 @@ def fill_store_by(
     models = settings.load()
     with writing_store(folder, settings.spec(models)) as writer:
         if not append:
-            require_whole(writer.folder, writer.manifest.shards)
+            require_whole(writer.folder, writer.manifest)
         stream = _Remembered(questions)
         plans, shards = [], []
         for planned in shards_to_capture(writer, models, stream, append=append):
@@ -146,7 +146,8 @@ def fill_store_by(
             shards.append(Shard(asked, label, n_units=len(plan.texts)))
             plans.append(plan)
         job = Job("capture", _WORKER, settings.to_json(), tuple(shards))
-        with TemporaryDirectory(prefix="isthmus-capture-") as place:
+        # What a killed process leaves under this name is removed when the store is opened.
+        with TemporaryDirectory(prefix=".shard-", dir=writer.folder) as place:
             for number, answer in enumerate(engine.run(job, Path(place), progress)):
                 made = StoredShard.from_json(answer["shard"])
                 source, *target = map(StoredSide.from_json, answer["sides"])
@@ -157,17 +158,10 @@ def fill_store_by(
                         f"a worker read other texts or with another model than here "
                         f"({'; '.join(differences) or 'other texts'}): give all machines the same"
                     )
-                _move(shard_folder(Path(place), number) / made.plan.name, writer.folder)
+                name = made.plan.name
+                (shard_folder(Path(place), number) / name).replace(writer.folder / name)
                 writer.register(made)
     return ActivationStore.open(folder)
-
-
-def _move(file: Path, folder: Path) -> None:
-    """Moves a file into a store, in which no half of it ever has its name."""
-    # A store removes files of such names when it is opened.
-    staging = folder / f".{file.name}"
-    shutil.move(file, staging)
-    staging.replace(folder / file.name)
 
 
 @dataclass
