@@ -80,9 +80,10 @@ def rate_interval(
 ) -> Interval:
     """Returns a rate with the Wilson interval of as many trials as its rows are worth.
 
-    With G contents of m_g rows and s_g hits, p = Σ s_g / n varies by v = G / (G - 1) Σ (s_g - p
-    m_g)² / n², so that n rows are worth p (1 - p) / v independent ones, at most n. Where all rows
-    are alike, v says nothing and each content counts once.
+    With contents of m_g rows and s_g hits, p = Σ s_g / n varies by v = Σ (s_g - p m_g)² / n², so
+    that n rows are worth p (1 - p) / v independent ones, at most n. Near 0 and 1 so few rows differ
+    that v says little: one content of hits and one of misses, of mean size, are added for it, and
+    the number is scaled so that contents which always agree count once each.
 
     Source: Korn and Graubard 1998, Survey Methodology 24, for the effective number; Dean and Pagano
     2015, Journal of Survey Statistics and Methodology 3, for Wilson's interval with it.
@@ -101,12 +102,13 @@ def rate_interval(
         return wilson_interval(successes, n, level)
     _require_level(level)
     rate, numbers = successes / n, np.asarray(hits, dtype=np.float64)
-    n_groups = len(groups)
-    n_worth = float(n_groups)
-    if 0 < successes < n and n_groups > 1:
-        surplus = np.array([numbers[rows].sum() - rate * len(rows) for rows in groups])
-        variance = n_groups / (n_groups - 1) * float(surplus @ surplus) / n**2
-        n_worth = min(float(n), rate * (1 - rate) / variance) if variance > 0 else float(n)
+    mean_size = n / len(groups)
+    sizes = np.array([*map(len, groups), mean_size, mean_size])
+    hits_of = np.array([*(numbers[rows].sum() for rows in groups), mean_size, 0.0])
+    p = hits_of.sum() / sizes.sum()
+    surplus = hits_of - p * sizes
+    n_alone = float(p * (1 - p) * sizes.sum() ** 2 / (surplus @ surplus))
+    n_worth = min(float(n), n_alone * len(groups) / len(sizes))
     z = float(norm.ppf((1 + level) / 2))
     middle = rate + z**2 / (2 * n_worth)
     half = z * math.sqrt(rate * (1 - rate) / n_worth + z**2 / (4 * n_worth**2))

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -174,10 +175,28 @@ def test_phrasings_that_always_agree_are_worth_about_one_row_per_content(hits, t
     found = rate_interval(repeated(hits, times), contents)
     one_each = wilson_interval(sum(hits), len(hits))
     assert found.value == pytest.approx(one_each.value)
-    # G / (G - 1) of the variance between contents: a little wider, never narrower.
-    assert found.low <= one_each.low + 1e-9
-    assert found.high >= one_each.high - 1e-9
-    assert found.high - found.low <= 1.5 * (one_each.high - one_each.low)
+    assert (found.low, found.high) == pytest.approx((one_each.low, one_each.high))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 40), st.integers(2, 6), st.integers(0, 10_000))
+def test_one_hit_more_never_makes_a_rate_of_contents_much_surer(n_contents, times, seed):
+    contents = repeated([str(i) for i in range(n_contents)], times)
+    order = np.random.default_rng(seed).permutation(len(contents))
+    widths = []
+    for n_hits in range(len(contents) // 2):
+        hits = np.isin(np.arange(len(contents)), order[:n_hits])
+        interval = rate_interval(hits.tolist(), contents)
+        widths.append(interval.high - interval.low)
+    assert all(after > 0.75 * before for before, after in itertools.pairwise(widths))
+
+
+def test_rows_that_vary_within_their_contents_are_worth_nearly_all_of_them():
+    rng = np.random.default_rng(2)
+    contents = repeated([str(i) for i in range(60)], 4)
+    hits = (rng.random(240) < 0.5).tolist()
+    found, alone = rate_interval(hits, contents), wilson_interval(sum(hits), 240)
+    assert alone.high - alone.low <= found.high - found.low <= 1.2 * (alone.high - alone.low)
 
 
 def test_an_interval_over_contents_covers_the_rate_where_one_over_rows_does_not():
