@@ -301,6 +301,7 @@ class _Choice:
         """Returns every cell's numbers on validation; finalists answer as well."""
         recorder = self._recorder("validation", _RESAMPLES)
         cells = race.cells()
+        benign = [turn for block in race.scores.blocks for turn in block.benign_turns]
         rows: list[Measurement] = []
         for cell, arm in enumerate(self.arms):
             scores, damage = race.scores_of(cell)
@@ -312,8 +313,8 @@ class _Choice:
                 recorder.rate(arm, "turned_rate", turned, scores.losses.removal.contents),
             ]
             if damage is not None:
-                asked = race.scores.benign_turns[: len(damage.divergence)]
-                rows.append(recorder.divergence(arm, damage.divergence, asked))
+                known = benign[: len(damage.divergence)]
+                rows.append(recorder.divergence(arm, damage.divergence, known))
         bench = Bench(self.lm, self.splits.validation[:n_completions], self.config)
         with self.clock.stage("let finalists answer", len(finalists)) as advance:
             for cell in finalists:

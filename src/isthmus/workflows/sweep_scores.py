@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 from isthmus.core.artifacts import read_json, write_json
 from isthmus.core.errors import ArtifactError
 from isthmus.core.texts import EncodedText
-from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.racing import MIN_QUESTIONS, Turning
 from isthmus.evaluation.recovery import AnswerLosses
@@ -115,11 +114,6 @@ class SweepScores:
     elsewhere: Measure | None = None
     spent_before: Cost = field(default_factory=Cost)
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def benign_turns(self) -> list[Turn]:
-        """What `damages` asks, block after block."""
-        return [turn for bench in self.blocks for turn in bench.benign_turns]
 
     def effects(self, cells: Sequence[int], n_blocks: int) -> list[CellScores]:
         """Returns what cells do on the questions of the first blocks.
