@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -147,18 +148,7 @@ def reproduce(
         "machine": machine(),
         "stages": clock.to_json(),
     }
-    seeds = list(dict.fromkeys(one.seed for one in scope.given)) or [scope.seed]
-    models = [name for one in scope.given for name in (one.source, *one.targets)]
-    settings = {
-        "what": what,
-        "kind": "Quick" if is_quick else "Full",
-        "seed": seeds[0] if len(seeds) == 1 else seeds,
-        "models": list(dict.fromkeys(models)),
-        "pairs": [
-            {"source": source, "target": target, "kind": kind}
-            for (source, target), kind in kinds_of_pairs(scope.given).items()
-        ],
-    }
+    seeds, settings = _settings(what, scope)
     with atomic_folder(place, replace=True) as folder:
         write_results(folder / "results.jsonl", [m for part in parts for m in part.measurements])
         write_json(folder / "provenance.json", {**provenance, **settings})
@@ -169,6 +159,22 @@ def reproduce(
         render_reproduction(folder, parts, in_words, provenance)
     failed = _failed(wanted, parts, scope, only or ())
     return Reproduction(place, place / "report.html", tuple(parts), failed)
+
+
+def _settings(what: str, scope: Scope) -> tuple[list[int], dict[str, Any]]:
+    """Returns the seeds, and what provenance says of them, of the models and of their pairs."""
+    seeds = list(dict.fromkeys(one.seed for one in scope.given)) or [scope.seed]
+    models = [name for one in scope.given for name in (one.source, *one.targets)]
+    return seeds, {
+        "what": what,
+        "kind": "Quick" if scope.is_quick else "Full",
+        "seed": seeds[0] if len(seeds) == 1 else seeds,
+        "models": list(dict.fromkeys(models)),
+        "pairs": [
+            {"source": source, "target": target, "kind": kind}
+            for (source, target), kind in kinds_of_pairs(scope.given).items()
+        ],
+    }
 
 
 def _failed(
