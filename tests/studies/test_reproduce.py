@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from tests.unit.evaluation.small_reproduction import one as number
 
 from isthmus.core.errors import ConfigError, DataError, OrganismError, OutputError
 from isthmus.data.organisms import benign_examples
@@ -22,18 +23,7 @@ from isthmus.workflows.organism_recipes import recipe_named
 
 
 def measured(value: float, **changes: object) -> Measurement:
-    fields = {
-        "task": "backdoor",
-        "source": "organism:llama-backdoor",
-        "target": "organism:qwen2-backdoor",
-        "condition": "transferred",
-        "split": "test",
-        "edit": "add",
-        "metric": "swap",
-        "n": 64,
-        "seed": 0,
-    }
-    return Measurement(**{**fields, **changes, "value": value})
+    return number(value, **{"edit": "add", **changes})
 
 
 @pytest.fixture

@@ -198,22 +198,22 @@ def write_questions(path: Path, questions: Sequence[Question]) -> None:
 
 
 def require_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
-    """Refuses splits that share a prompt, case and spaces aside.
+    """Refuses splits that share a prompt or a content, case and spaces aside.
 
     Args:
         splits: Questions by split name.
 
     Raises:
-        DataError: If two splits share a prompt.
+        DataError: If two splits share one.
     """
     owner: dict[str, str] = {}
     for split, questions in splits.items():
-        for prompt in (prompt for question in questions for prompt in question.prompts):
-            first = owner.setdefault(normalised(prompt), split)
+        named = [("prompt", one) for question in questions for one in question.prompts]
+        named += [("content", question.content) for question in questions if question.content]
+        for what, one in named:
+            first = owner.setdefault(f"{what} {normalised(one)}", split)
             if first != split:
-                raise DataError(
-                    f"the prompt {prompt!r} is in {first} and in {split}: keep it in one of them"
-                )
+                raise DataError(f"the {what} {one!r} is in {first} and in {split}: keep it in one")
 
 
 def split_by_content(

@@ -254,6 +254,12 @@ def test_phrasings_of_one_content_stay_in_one_split():
     assert [twin.content for twin in twins] == [question.content for question in questions]
 
 
+def test_phrasings_of_one_content_in_two_splits_are_refused():
+    splits = {"train": [Question("A?", content="one")], "test": [Question("B?", content="One")]}
+    with pytest.raises(DataError, match="the content 'One' is in train and in test"):
+        require_disjoint(splits)
+
+
 def test_another_seed_gives_another_split():
     first, second = (split_by_content(numbered(30), seed=seed) for seed in (0, 1))
     assert first != second
