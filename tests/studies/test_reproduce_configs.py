@@ -13,7 +13,7 @@ from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.studies import paper_parts
 from isthmus.studies import reproduce as module
 from isthmus.studies.paper_models import Scope
-from isthmus.studies.paper_parts import PARTS
+from isthmus.studies.paper_parts import PARTS, adding
 from isthmus.studies.part_kinds import Part
 from isthmus.studies.refusal_study import study_refusal
 from isthmus.studies.reproduce import reproduce
@@ -108,6 +108,14 @@ def test_a_setting_that_a_part_cannot_follow_is_refused_by_name():
         run_part("style_multi_layer", config_of("style", "assistant", edit="ablate"))
     with pytest.raises(ConfigError, match="adds at last:3: leave out 'edit'"):
         run_part("refusal_study", config_of("refusal", "assistant", edit="ablate"))
+
+
+def test_vectors_are_added_at_every_layer_whatever_edit_the_crossings_of_a_style_use():
+    advised = task_named("style").recommended.edit
+    assert advised != "add"
+    for edit in ("add", advised):
+        config = config_of("style", "assistant", edit=edit, seed=3)
+        assert adding(config) == config_of("style", "assistant", edit="add", seed=3)
 
 
 def test_a_configuration_as_a_run_wrote_it_is_not_refused_for_its_defaults():

@@ -36,6 +36,7 @@ from isthmus.studies.switch_parts import (
     run_switch,
     run_switch_gain,
 )
+from isthmus.tasks import task_named
 from isthmus.workflows.config import RunConfig, TaskName
 from isthmus.workflows.run import carry_out
 
@@ -178,14 +179,31 @@ def _on_models(name: str, study: Callable[..., StudyResult], **sizes: Any) -> Pa
 
 def _style_at_every_layer(scope: Scope, progress: Progress) -> StudyResult:
     def study(config: RunConfig) -> StudyResult:
-        if config.edit != "add":
-            raise ConfigError(
-                f"part style_multi_layer adds vectors: leave out 'edit' (got {config.edit!r})"
-            )
         positions = "last:3" if config.positions == "auto" else config.positions
-        return study_multi_layer(config, progress=progress, positions=positions)
+        found = study_multi_layer(adding(config), progress=progress, positions=positions)
+        note = f"vectors are added, as in the paper; the crossings' edit is {config.edit!r}"
+        return found if config.edit == "add" else replace(found, notes=(*found.notes, note))
 
     return _on_targets("style_multi_layer", scope, study, n_quick=1, n_full=2)
+
+
+def adding(config: RunConfig) -> RunConfig:
+    """Returns a style's configuration that adds vectors, as the paper does at several layers.
+
+    Args:
+        config: A configuration whose crossings add, or do what the task recommends.
+
+    Returns:
+        The same with `edit: add`.
+
+    Raises:
+        ConfigError: If it asks for another edit.
+    """
+    if config.edit not in {"add", task_named("style").recommended.edit}:
+        raise ConfigError(
+            f"part style_multi_layer adds vectors: leave out 'edit' (got {config.edit!r})"
+        )
+    return config.model_copy(update={"edit": "add"})
 
 
 def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:

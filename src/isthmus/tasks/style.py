@@ -46,10 +46,10 @@ class StyleTask:
     name = "style"
     summary = "answers in a herald's register after one instruction and plainly after another"
     recommended = Recommendation(
-        "add",
+        "set_coordinate",
         ("last:3", "prompt", "all"),
         (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        "a register has to hold for the whole answer: it is steered at several layers",
+        "adding costs right answers to plain questions; setting leaves what is plain as it is",
     )
 
     def twins(self, split: str, n: int, seed: int) -> list[TwinPrompt]:
