@@ -1,4 +1,6 @@
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,11 +11,19 @@ from isthmus.cli.artifacts import MapName
 from isthmus.core.errors import ConfigError, DataError, FitError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
+from isthmus.maps.files import load_map, save_map
 from isthmus.maps.rows import PairedRows
 from isthmus.maps.shelf import FROM_BOTH_WAYS, FROM_MOMENTS, FROM_ROWS, SIMPLEST_FIRST
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.config import MapMethod
-from isthmus.workflows.map_fitting import AUTOENCODERS, Besides, MapEnds, fit_closed_form, fit_map
+from isthmus.workflows.map_fitting import (
+    AUTOENCODERS,
+    Besides,
+    MapEnds,
+    fit_closed_form,
+    fit_map,
+    fit_streamed,
+)
 from isthmus.workflows.pairing import Part
 from isthmus.workflows.vocabulary_rows import vocabulary_rows
 
@@ -48,9 +58,24 @@ def test_every_map_is_fitted_somewhere():
 @pytest.mark.parametrize("method", SIMPLEST_FIRST)
 def test_every_candidate_is_fitted_and_named(method: MapMethod):
     made = fit(method, synthetic())
-    assert made.map.method == ("ridge" if method == "ridge_one_layer" else method)
+    assert made.map.method == method
     assert made.quality.n_held_out == 800
     assert len(made.source_sites) == (1 if method == "ridge_one_layer" else 2)
+
+
+@pytest.mark.parametrize("method", AUTOENCODERS)
+def test_trained_maps_and_their_files_are_named_as_they_were_asked_for(
+    method: MapMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    brief = replace(AUTOENCODERS[method], n_epochs=1, n_steps=2)
+    monkeypatch.setattr("isthmus.workflows.map_fitting.AUTOENCODERS", {method: brief})
+    save_map(tmp_path / "map", fit(method, synthetic()))
+    assert load_map(tmp_path / "map").map.method == method
+
+
+def test_a_map_of_one_layer_from_moments_alone_is_named_so():
+    moments = {part: rows.moments for part, rows in synthetic().items()}
+    assert fit_streamed("ridge_one_layer", moments, ENDS).map.method == "ridge_one_layer"
 
 
 def test_auto_says_what_it_rejected_and_reports_on_texts_that_did_not_choose():
@@ -77,9 +102,13 @@ def test_auto_is_hardly_ever_worse_than_ridge(bend: float):
         assert made.map.method in {"kernel_ridge", "autoencoder_residual"}
 
 
-def test_auto_needs_more_than_one_held_out_text():
+@pytest.mark.parametrize("texts", [(800,), (390, 410), (0, 390, 0, 410)])
+def test_auto_needs_two_texts_to_choose_by_and_says_so_before_it_fits_anything(
+    texts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+):
     rows = synthetic()
-    rows["held_out"] = PairedRows(rows["held_out"].source, rows["held_out"].target, (800,))
+    rows["held_out"] = PairedRows(rows["held_out"].source, rows["held_out"].target, texts)
+    monkeypatch.setattr("isthmus.workflows.map_fitting.SIMPLEST_FIRST", ("no such map",))
     with pytest.raises(FitError, match="at least 40 texts"):
         fit("auto", rows)
 

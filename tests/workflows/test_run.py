@@ -109,6 +109,7 @@ def test_every_condition_is_measured_on_the_test_split_with_n_and_seed(result: R
         "edited_positions",
         "map_r2_held_out",
         "map_fvu_held_out",
+        "map_r2_median_coordinate",
     ],
 )
 def test_the_transferred_direction_has_every_metric(result: RunResult, metric: str):

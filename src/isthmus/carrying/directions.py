@@ -6,7 +6,7 @@
    the mean of f(h₊) - f(h₋) over the stored states.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -69,7 +69,7 @@ def carry_direction(
         provenance={
             "rule": used,
             "map_method": fitted.map.method,
-            "map_quality": asdict(fitted.quality),
+            "map_quality": fitted.quality.to_json(),
             "source_model": direction.model.to_json(),
             "source_sites": [str(site) for site in fitted.source_sites],
             "source_provenance": direction.provenance,
@@ -95,7 +95,7 @@ def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection
         source_sites=tuple(str(site) for site in fitted.source_sites),
         target_site=", ".join(map(str, fitted.target_sites)),
         map_method=fitted.map.method,
-        map_quality=asdict(fitted.quality),
+        map_quality=fitted.quality.to_json(),
     )
     certificate = Certificate(
         source=passage.source,

@@ -27,6 +27,7 @@ MapName = Literal[
     "ridge_gcv",
     "ridge_standardised",
     "ridge_clipped",
+    "ridge_trimmed",
     "ridge_huber",
     "ridge_contrast",
     "procrustes",
@@ -221,9 +222,11 @@ def learn_map(
 
 def _print_quality(fitted: "FittedMap") -> None:
     quality = fitted.quality
+    middle = quality.r2_median_coordinate
     print_text(
-        f"  held-out R2 {quality.r2_held_out:.4f} "
-        f"(n = {quality.n_held_out} pairs, fitted on {quality.n_train})"
+        f"  held-out R2 {quality.r2_held_out:.4f}"
+        + ("" if middle is None else f", of the median coordinate {middle:.4f}")
+        + f" (n = {quality.n_held_out} pairs, fitted on {quality.n_train})"
     )
     if told := fitted.provenance.get("downstream"):
         print_text(
@@ -235,6 +238,8 @@ def _print_quality(fitted: "FittedMap") -> None:
             f"  {score['name']}: R2 {score['r2']:.4f} ± {score['standard_error']:.4f}, "
             f"{score['verdict']}"
         )
+    for name, reason in fitted.provenance.get("not_fitted", {}).items():
+        print_text(f"  {name}: not fitted, {reason}")
 
 
 def transfer(

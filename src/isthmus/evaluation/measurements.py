@@ -46,6 +46,7 @@ METRICS = (
     "perplexity",
     "map_r2_held_out",
     "map_fvu_held_out",
+    "map_r2_median_coordinate",
     "seconds",
     "edited_positions",
     "kl",

@@ -22,7 +22,12 @@ from isthmus.maps.reduced_rank import ReducedRankFitter
 from isthmus.maps.relative import RelativeFitter
 from isthmus.maps.residual import ResidualFitter, ResidualMap
 from isthmus.maps.ridge import RidgeFitter
-from isthmus.maps.robust import ClippedRidgeFitter, HuberRidgeFitter, NormClip
+from isthmus.maps.robust import (
+    ClippedRidgeFitter,
+    HuberRidgeFitter,
+    NormClip,
+    TrimmedRidgeFitter,
+)
 from isthmus.maps.rows import PairedRows, Pairs, in_memory, moments_of
 from isthmus.maps.whitened import (
     PrincipalComponentFitter,
@@ -59,6 +64,7 @@ __all__ = [
     "RidgeFitter",
     "RowFitter",
     "StandardisedRidgeFitter",
+    "TrimmedRidgeFitter",
     "TwoWayFitter",
     "TwoWayMoments",
     "WhitenedProcrustesFitter",

@@ -175,6 +175,10 @@ def _standards(pairs: Pairs, *, is_standardised: bool) -> tuple[_Standard, _Stan
             )
             for (squares, mean), (variance, other) in zip(sides, found, strict=True)
         ]
+    if not bool(sides[0][0].any()):
+        raise FitError(
+            f"an autoencoder was given {n} equal source activations: give it different texts"
+        )
     first, second = (_standard(squares, mean, n, is_standardised) for squares, mean in sides)
     return first, second
 

@@ -1,7 +1,8 @@
 """Chooses one of several maps by held-out score, the simplest that is as good as the best.
 
 1. Every map's squared errors and the targets' variation are summed per held-out text, for tokens of
-   one text are not independent.
+   one text are not independent. A coordinate that varies more than `MOST_VARIED` times as much as
+   the median one counts as if it varied so much: else massive ones alone would choose.
 2. A map's score is R² = 1 - Σ error / Σ variation; texts give its standard error.
 3. One standard error rule: of the maps whose score lies at most one standard error of the
    difference below the best, and at most `MOST_GIVEN_UP`, the first in the order of simplicity.
@@ -23,6 +24,12 @@ from isthmus.maps.rows import PairedRows
 MOST_GIVEN_UP = 0.02
 """Most R² that is given up for a simpler map, however large the standard error is."""
 
+_ROUNDING = 1e-6
+"""Differences of R² below this are none, however small the standard error is."""
+
+MOST_VARIED = 100.0
+"""Most variance of a coordinate, in units of the median one's, that counts in a choice."""
+
 _ROWS_PER_BLOCK = 32
 
 
@@ -31,8 +38,9 @@ class TextErrors:
     """What a map leaves unexplained, text by text.
 
     Attributes:
-        error: Σ |y - f(x)|² per text, float64.
-        variation: Σ |y - ȳ|² per text about the mean of all, float64; the same for every map.
+        error: Σ |y - f(x)|² per text, float64, massive coordinates weighed down.
+        variation: Σ |y - ȳ|² per text about the mean of all, float64, weighed alike; the same for
+            every map.
     """
 
     error: Float[Tensor, " text"]
@@ -82,11 +90,12 @@ def errors_by_text(fitted: ActivationMap, held_out: PairedRows) -> TextErrors:
     ]
     lengths = [count for count in counts if count]
     mean = held_out.target.double().mean(0)
+    weights = _coordinate_weights(held_out.target.double().var(0, correction=0))
     error, variation = [], []
     pieces = zip(held_out.source.split(lengths), held_out.target.split(lengths), strict=True)
     for x, y in pieces:
-        error.append((y.double() - fitted(x).to(y.device).double()).square().sum())
-        variation.append((y.double() - mean).square().sum())
+        error.append((y.double() - fitted(x).to(y.device).double()).square().sum(0) @ weights)
+        variation.append((y.double() - mean).square().sum(0) @ weights)
     if len(lengths) < 2 or not float(torch.stack(variation).sum()) > 0:
         raise FitError(
             f"choosing a map needs at least 2 held-out texts with different targets, got "
@@ -95,13 +104,23 @@ def errors_by_text(fitted: ActivationMap, held_out: PairedRows) -> TextErrors:
     return TextErrors(torch.stack(error), torch.stack(variation))
 
 
+def _coordinate_weights(variances: Float[Tensor, " d_target"]) -> Float[Tensor, " d_target"]:
+    """Returns min(1, `MOST_VARIED` · median / variance); 1 where nothing is massive."""
+    varying = variances[variances > 0]
+    if not len(varying):
+        return torch.ones_like(variances)
+    most = MOST_VARIED * varying.quantile(0.5)
+    weights: Tensor = most / variances.clamp(min=most)
+    return weights
+
+
 @dataclass(frozen=True)
 class MapScore:
     """How a candidate did.
 
     Attributes:
         name: Which map.
-        r2: Held-out R² on the texts that choose.
+        r2: Held-out R² on the texts that choose, massive coordinates weighed down.
         standard_error: Over these texts.
         below_best: By how much it lies below the best.
         standard_error_to_best: Standard error of that difference.
@@ -144,7 +163,7 @@ def choose_map(
     best = max(usable, key=lambda name: usable[name].r2)
     gaps = {name: usable[best].r2 - one.r2 for name, one in usable.items()}
     slack = {name: one.standard_error_to(usable[best]) for name, one in usable.items()}
-    as_good = [name for name in usable if gaps[name] <= min(slack[name], MOST_GIVEN_UP)]
+    as_good = [n for n in usable if gaps[n] <= max(_ROUNDING, min(slack[n], MOST_GIVEN_UP))]
     chosen = min(as_good, key=list(simplest_first).index)
 
     def verdict(name: str) -> str:

@@ -52,12 +52,20 @@ class MapQuality:
         fvu_held_out: Fraction of variance unexplained, SSE / SST = 1 - R².
         n_train: Pairs that the map was fitted on.
         n_held_out: Pairs that it was measured on.
+        r2_median_coordinate: Median over the target coordinates that vary of the R² of each by
+            itself. A few coordinates of massive activations bring `r2_held_out` close to 1 whatever
+            the map does elsewhere; this one they leave alone. None in files of earlier versions.
     """
 
     r2_held_out: float
     fvu_held_out: float
     n_train: int
     n_held_out: int
+    r2_median_coordinate: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """Returns JSON values, without what is not known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def require_width(points: Tensor, width: int, what: str) -> None:

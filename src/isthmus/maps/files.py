@@ -1,7 +1,7 @@
 """Fitted maps with the models and sites they belong to, and their files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def save_map(path: Path, fitted: FittedMap) -> None:
         "source_sites": [str(site) for site in fitted.source_sites],
         "target_site": str(fitted.target_site),
         "further_target_sites": [str(site) for site in fitted.further_target_sites],
-        "quality": asdict(fitted.quality),
+        "quality": fitted.quality.to_json(),
         "provenance": fitted.provenance,
     }
     # safetensors refuses tensors that share memory, such as one zero vector used for both means.

@@ -193,6 +193,11 @@ class KernelRidgeFitter:
                 f"a kernel map needs at least 2 pairs, got {len(train.source)}: give more texts"
             )
         deviation, mean = torch.std_mean(train.source.double(), 0)
+        if not bool(deviation.any()):
+            raise FitError(
+                f"a kernel map was given {len(train.source)} equal source activations: give it "
+                "different texts"
+            )
         scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         order = torch.randperm(len(train.source), generator=generator, device=generator.device)
         kept = order[: self.n_landmarks].to(train.source.device)

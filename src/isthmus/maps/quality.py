@@ -4,6 +4,8 @@
 2. SSE of an affine map follows from the moments: with W its weight and o its offset at the held-out
    mean, SSE = tr Syy - 2 tr(Wᵀ Sxy) + tr(Wᵀ Sxx W) + n |o|².
 3. FVU = SSE / SST and R² = 1 - FVU, all target coordinates pooled.
+4. The same for every target coordinate by itself: their median does not hang on a few coordinates
+   of massive activations, which alone bring the pooled R² close to 1.
 """
 
 import torch
@@ -37,15 +39,22 @@ def fraction_unexplained(
         SSE / SST, at least 0.
     """
     total = require_scorable(weight.shape[0], weight.shape[1], held_out)
-    offset = (held_out.source_mean - source_mean) @ weight + target_mean - held_out.target_mean
-    error = (
-        held_out.target_total
-        - 2 * (weight * held_out.cross_scatter).sum()
-        + (weight * (held_out.source_scatter @ weight)).sum()
-        + held_out.n * offset.square().sum()
-    )
+    errors = _squared_errors(weight, source_mean, target_mean, held_out)
     # For a perfect map the terms cancel up to rounding, which may leave a tiny negative sum.
-    return max(float(error), 0.0) / total
+    return max(float(errors.sum()), 0.0) / total
+
+
+def _squared_errors(
+    weight: Tensor, source_mean: Tensor, target_mean: Tensor, held_out: PairMoments
+) -> Float[Tensor, " d_target"]:
+    offset = (held_out.source_mean - source_mean) @ weight + target_mean - held_out.target_mean
+    errors: Tensor = (
+        held_out.target_scatter
+        - 2 * (weight * held_out.cross_scatter).sum(0)
+        + (weight * (held_out.source_scatter @ weight)).sum(0)
+        + held_out.n * offset.square()
+    )
+    return errors
 
 
 def require_scorable(d_source: int, d_target: int, held_out: PairMoments) -> float:
@@ -87,10 +96,11 @@ def held_out_quality(fitted: AffineMap, held_out: PairMoments, n_train: int) -> 
         R² and FVU, pooled over the target coordinates.
     """
     like = held_out.source_mean
-    fvu = fraction_unexplained(
+    require_scorable(fitted.d_source, fitted.d_target, held_out)
+    errors = _squared_errors(
         fitted.weight.to(like), fitted.source_mean.to(like), fitted.target_mean.to(like), held_out
     )
-    return MapQuality(1.0 - fvu, fvu, n_train, held_out.n)
+    return _quality(errors, held_out.target_scatter, (n_train, held_out.n))
 
 
 def held_out_quality_on_rows(
@@ -146,17 +156,27 @@ def held_out_quality_on_pairs(fitted: ActivationMap, held_out: Pairs, n_train: i
         require_width(y, fitted.d_target, f"the output of the {fitted.method} map")
         sums = sums.to(y.device) + y.double().sum(0)
     mean = sums / max(held_out.n_rows, 1)
-    total, error = 0.0, 0.0
+    totals, errors = torch.zeros_like(sums), torch.zeros_like(sums)
     for x, y in held_out.batches():
-        total += float((y.double() - mean).square().sum())
-        error += float((y.double() - fitted(x).to(y.device).double()).square().sum())
-    if not torch.isfinite(torch.tensor((total, error))).all():
+        totals += (y.double() - mean).square().sum(0)
+        errors += (y.double() - fitted(x).to(y.device).double()).square().sum(0)
+    if not torch.isfinite(totals + errors).all():
         raise NonFiniteError(
             "the held-out activations hold NaN or infinity: "
             "load the model in bfloat16 or float32, or drop the texts that cause it"
         )
-    fvu = error / _require_total(total, held_out.n_rows)
-    return MapQuality(1.0 - fvu, fvu, n_train, held_out.n_rows)
+    return _quality(errors, totals, (n_train, held_out.n_rows))
+
+
+def _quality(
+    errors: Float[Tensor, " d_target"], totals: Float[Tensor, " d_target"], n: tuple[int, int]
+) -> MapQuality:
+    """Makes a quality of the SSE and SST of every target coordinate."""
+    total = _require_total(float(totals.sum()), n[1])
+    fvu = max(float(errors.sum()), 0.0) / total
+    varies = totals > 0
+    middle = float((errors[varies].clamp(min=0) / totals[varies]).quantile(0.5))
+    return MapQuality(1.0 - fvu, fvu, *n, r2_median_coordinate=1.0 - middle)
 
 
 def _require_total(total: float, n: int) -> float:

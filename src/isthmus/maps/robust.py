@@ -2,18 +2,20 @@
 
 1. Clipping draws rows that lie further from the median than a multiple of the median distance back
    to that distance, on each side by itself, and then fits ridge on them.
-2. Huber's loss counts an error squared up to a threshold and linearly beyond it: pairs are
+2. Trimming leaves such rows out altogether, which clipping cannot replace where they all lie in one
+   direction, as attention sinks do: a sink drawn back still speaks for that direction alone.
+3. Huber's loss counts an error squared up to a threshold and linearly beyond it: pairs are
    weighted by min(1, threshold / error), the map is fitted again, and so on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isthmus.core.errors import ConfigError
-from isthmus.maps.base import AffineMap, affine_from_fit
+from isthmus.core.errors import ConfigError, FitError
+from isthmus.maps.base import AffineMap, affine_from_fit, require_finite_rows
 from isthmus.maps.fitting import OnStep, no_step
 from isthmus.maps.moments import PairMoments, require_fittable
 from isthmus.maps.ridge import STRENGTHS, RidgeFitter, RidgePath, require_strengths
@@ -61,6 +63,12 @@ class NormClip:
         clipped = self.centre.to(rows.device) + away * (self.radius / distance)
         return torch.where(distance > self.radius, clipped, rows.double())
 
+    def holds(self, rows: Float[Tensor, "row d_model"]) -> Bool[Tensor, " row"]:
+        """Says which rows lie in the ball."""
+        centre = self.centre.to(rows.device)
+        inside = [(part.double() - centre).norm(dim=1) for part in rows.split(_ROWS_AT_ONCE)]
+        return torch.cat(inside) <= self.radius
+
 
 @dataclass(frozen=True)
 class ClippedRidgeFitter:
@@ -106,18 +114,73 @@ class ClippedRidgeFitter:
         clips = NormClip.of(train.source, self.factor), NormClip.of(train.target, self.factor)
         moments = [_clipped(rows, clips) for rows in (train, selection)]
         made = RidgeFitter(self.strengths).fit(*moments)
-        outside = [
-            (side.double() - clip.centre).norm(dim=1) > clip.radius
-            for side, clip in zip((train.source, train.target), clips, strict=True)
+        details = {**made.details, "clipped": 1 - float(_inside(train, clips).double().mean())}
+        return replace(made, method="ridge_clipped", details=details)
+
+
+@dataclass(frozen=True)
+class TrimmedRidgeFitter:
+    """Fits ridge on the pairs of which neither row lies far out.
+
+    Attributes:
+        factor: Furthest that a row may lie from the median of its side, in units of the median
+            distance; above 0.
+        strengths: Candidates, relative to the mean eigenvalue of Sxx; finite and above 0.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    factor: float = 4.0
+    strengths: tuple[float, ...] = STRENGTHS
+
+    def __post_init__(self) -> None:
+        require_strengths(self.strengths)
+        if not 0 < self.factor < float("inf"):
+            raise ConfigError(f"trimming factor {self.factor} must be finite and above 0")
+
+    def fit(
+        self,
+        train: PairedRows,
+        selection: PairedRows,
+        _generator: torch.Generator | None = None,
+        _on_step: OnStep = no_step,
+    ) -> AffineMap:
+        """Returns the map whose strength does best on the selection pairs, trimmed alike.
+
+        Args:
+            train: Training pairs; what is far out is measured on them.
+            selection: Other pairs, by which the strength is chosen.
+            _generator: Not needed: nothing is random.
+            _on_step: Never called: there are no steps.
+
+        Returns:
+            A float32 map whose `details` hold the chosen strength and the share of pairs left out.
+
+        Raises:
+            FitError: If there are fewer than two pairs left on a side or activations never vary.
+            NonFiniteError: If an activation is NaN or infinite.
+        """
+        for rows in (train, selection):
+            require_finite_rows(rows.source, rows.target)
+        if len(train.source) < 2:
+            raise FitError(
+                f"a trimmed ridge map needs at least 2 pairs, got {len(train.source)}: give it "
+                "more texts"
+            )
+        clips = NormClip.of(train.source, self.factor), NormClip.of(train.target, self.factor)
+        kept = [_inside(rows, clips) for rows in (train, selection)]
+        moments = [
+            PairedRows(rows.source[one], rows.target[one]).moments
+            for rows, one in zip((train, selection), kept, strict=True)
         ]
-        share = float((outside[0] | outside[1]).double().mean())
-        return AffineMap(
-            made.weight,
-            made.source_mean,
-            made.target_mean,
-            "ridge_clipped",
-            {**made.details, "clipped": share},
-        )
+        made = RidgeFitter(self.strengths).fit(*moments)
+        details = {**made.details, "left_out": 1 - float(kept[0].double().mean())}
+        return replace(made, method="ridge_trimmed", details=details)
+
+
+def _inside(rows: PairedRows, clips: tuple[NormClip, NormClip]) -> Bool[Tensor, " row"]:
+    return clips[0].holds(rows.source) & clips[1].holds(rows.target)
 
 
 def _clipped(rows: PairedRows, clips: tuple[NormClip, NormClip]) -> PairMoments:
@@ -136,12 +199,12 @@ def weighted_moments(rows: PairedRows, weights: Float[Tensor, " row"]) -> PairMo
         weights: How much each counts, not negative and not all zero.
 
     Returns:
-        Weighted means and scatters; `n` still counts the pairs.
+        Weighted means, and scatters of weights whose mean is 1, as `n` counts the pairs.
     """
     zero = PairMoments(rows.d_source, rows.d_target)
     means = [zero.source_mean, zero.target_mean]
     sums = [zero.source_scatter, zero.cross_scatter, zero.target_scatter]
-    w = weights.double()
+    w = weights.double() / weights.double().mean()
     total = w.sum()
     pieces = list(
         zip(*(part.split(_ROWS_AT_ONCE) for part in (rows.source, rows.target, w)), strict=True)

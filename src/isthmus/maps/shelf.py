@@ -14,7 +14,7 @@ from isthmus.maps.reduced_rank import ReducedRankFitter
 from isthmus.maps.relative import RelativeFitter
 from isthmus.maps.residual import ResidualFitter
 from isthmus.maps.ridge import RidgeFitter
-from isthmus.maps.robust import ClippedRidgeFitter, HuberRidgeFitter
+from isthmus.maps.robust import ClippedRidgeFitter, HuberRidgeFitter, TrimmedRidgeFitter
 from isthmus.maps.whitened import (
     PrincipalComponentFitter,
     StandardisedRidgeFitter,
@@ -52,6 +52,7 @@ FROM_BOTH_WAYS: Mapping[str, TwoWayFitter] = {
 FROM_ROWS: Mapping[str, RowFitter] = {
     "relative": RelativeFitter(),
     "ridge_clipped": ClippedRidgeFitter(),
+    "ridge_trimmed": TrimmedRidgeFitter(),
     "ridge_huber": HuberRidgeFitter(),
     "kernel_ridge": KernelRidgeFitter(),
     "autoencoder_residual": ResidualFitter(),

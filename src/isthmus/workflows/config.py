@@ -18,6 +18,7 @@ MapMethod = Literal[
     "ridge_gcv",
     "ridge_standardised",
     "ridge_clipped",
+    "ridge_trimmed",
     "ridge_huber",
     "ridge_contrast",
     "procrustes",

@@ -32,7 +32,7 @@ from isthmus.workflows.map_fitting import (
     fit_streamed,
     measured_again,
 )
-from isthmus.workflows.map_tuning import MapTuning, tune_map
+from isthmus.workflows.map_tuning import MapTuning, single_pairing, tune_map
 from isthmus.workflows.pairing import PARTS, Part, paired_moments, paired_rows
 from isthmus.workflows.row_reading import encoded_questions
 from isthmus.workflows.source_sites import thinned_sites
@@ -97,6 +97,7 @@ def learn_map(
         IsthmusError: If a model, a site, the texts or the place cannot be used.
     """
     _require_asked(map, pairing, out)
+    tuning = _tuning_of(downstream_steps, pairing, batch_size, seed)
     shown = progress or SilentProgress()
     # Read as a whole before a model is loaded: what is wrong with a row is said at once.
     n_texts = sum(1 for _ in stream_questions(Path(texts)))
@@ -106,9 +107,9 @@ def learn_map(
     reached = models[1].sites(target_site)
     ends = MapEnds(models[0].identity, models[1].identity, sites, reached[0], reached[1:])
     reading = _Reading((models[0], models[1]), Path(texts), n_texts, pairing, batch_size, shown)
-    if store is None and map in FROM_MOMENTS and not downstream_steps:
+    if store is None and map in FROM_MOMENTS and not tuning:
         fitted = fit_streamed(map, reading.moments(ends), ends)
-    elif store is None and twins and not downstream_steps:
+    elif store is None and twins and not tuning:
         both = reading.moments(ends), reading.contrasts(ends, twins)
         fitted = ends.fitted(*fit_and_measure(*both))
     else:
@@ -118,8 +119,7 @@ def learn_map(
             partial(reading.contrasts, ends, twins) if twins else None,
         )
         fitted = fit_map(map, pairs, ends, seed, shown, besides)
-        if downstream_steps:
-            tuning = MapTuning(n_steps=downstream_steps, batch_size=min(batch_size, 16), seed=seed)
+        if tuning:
             fitted = measured_again(reading.tuned(fitted, tuning), pairs, ends)
     fitted.provenance.update(
         {
@@ -143,6 +143,14 @@ def _require_asked(method: str, pairing: str, out: str | Path | None) -> None:
     require_word("map", method, get_args(MapMethod))
     require_word("pairing", pairing, get_args(Pairing))
     require_free(out, KIND)
+
+
+def _tuning_of(n_steps: int, pairing: Pairing, batch_size: int, seed: int) -> MapTuning | None:
+    """Says how a map is fine-tuned, and refuses before anything is read what cannot be done."""
+    if not n_steps:
+        return None
+    single_pairing(pairing)
+    return MapTuning(n_steps=n_steps, batch_size=min(batch_size, 16), seed=seed)
 
 
 def _pairs_of(contrasts: str | Path | None, method: MapMethod, texts: Path) -> list[ContrastPair]:

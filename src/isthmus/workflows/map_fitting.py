@@ -140,7 +140,9 @@ def fit_closed_form(
             f"{', '.join(FROM_MOMENTS)}"
         )
     train = moments["train"]
-    made = FROM_MOMENTS[method].fit(train, moments["selection"])
+    fitted = FROM_MOMENTS[method].fit(train, moments["selection"])
+    # The same fitter serves two names: what is written says which one was asked for.
+    made = replace(fitted, method=method)
     return made, held_out_quality(made, moments["held_out"], train.n)
 
 
@@ -228,7 +230,8 @@ def _fitted(
         if method in FROM_ROWS:
             kept = _gathered({"train": train, "selection": selection}, method)
             return FROM_ROWS[method].fit(kept["train"], kept["selection"], generator, on_step)
-        return train_autoencoder(train, AUTOENCODERS[method], generator, on_step, selection)
+        made = train_autoencoder(train, AUTOENCODERS[method], generator, on_step, selection)
+        return replace(made, method=method)
 
 
 def _on_vocabulary(vocabulary: Callable[[], PairedRows] | None) -> tuple[ActivationMap, int]:
@@ -321,7 +324,9 @@ def _halves(rows: PairedRows) -> tuple[PairedRows, PairedRows]:
     ends = torch.tensor(rows.n_per_text or [1] * len(rows.source)).cumsum(0)
     n_texts = int((ends <= len(rows.source) // 2).sum())
     cut = int(ends[n_texts - 1]) if n_texts else 0
-    if not 1 < cut < len(rows.source) - 1:
+    # Where nobody counted, blocks of rows stand for texts.
+    has_texts = not rows.n_per_text or sum(n > 0 for n in rows.n_per_text[:n_texts]) > 1
+    if not 1 < cut < len(rows.source) - 1 or not has_texts:
         raise FitError(
             f"auto cannot cut {len(rows.source)} held-out pairs in two: give at least 40 texts"
         )

@@ -3,7 +3,8 @@
 1. The states of the target's site are replaced by mapped ones wherever tokens are paired; the rest
    of the target reads on.
 2. The loss is KL(untouched target ‖ target on mapped states) at every token, in nats, plus what the
-   map leaves unexplained of the states, so that points and directions stay where they were.
+   map leaves unexplained of the states, so that points and directions stay where they were. The
+   variance that this is a share of is that of all selection texts: a batch may hold one token.
 3. Gradients reach the map's parameters through the frozen target. Adam; steps in units of each
    parameter's own size, a short warm-up, a cosine decay.
 4. Every quarter of the steps the map is measured on selection texts; the best is kept, the one that
@@ -77,11 +78,11 @@ class Stitched(NamedTuple):
 
     Attributes:
         kl: KL(untouched ‖ on mapped states), nats per token.
-        fvu: Fraction of the states' variance that the map leaves unexplained.
+        error: Σ |mapped - own|² over paired tokens, divided by their number.
     """
 
     kl: Float[Tensor, ""]
-    fvu: Float[Tensor, ""]
+    error: Float[Tensor, ""]
 
 
 class _Batch(NamedTuple):
@@ -115,7 +116,7 @@ class Stitcher:
         states = torch.zeros(*batch.token_ids.shape, self.fitted.map.d_source)
         is_paired = torch.zeros_like(batch.is_real)
         for row, (one, other) in enumerate(zip(*texts, strict=True)):
-            pairs = pair_tokens(one, other, _single(self.pairing))
+            pairs = pair_tokens(one, other, single_pairing(self.pairing))
             rows = torch.cat([by_site[s][row] for s in self.fitted.source_sites], dim=-1)
             there = torch.from_numpy(pairs.target)
             states[row, there] = rows[torch.from_numpy(pairs.source)]
@@ -131,13 +132,11 @@ class Stitcher:
             batch: What `read` returned.
 
         Returns:
-            Divergence and unexplained variance.
+            Divergence and squared error.
         """
         mapped = made(batch.source_states).float()
         sites, paired = self.fitted.target_sites, batch.is_paired
-        with torch.no_grad(), capturing(self.target.layout, sites) as captured:
-            wanted = _logprobs(self.target, batch.read)
-            states = torch.cat([captured[site][paired].float() for site in sites], dim=-1)
+        wanted, states = self._untouched(batch)
         parts = mapped.split(self.target.d_model, dim=-1)
         replaced = [
             RowReplacement(rows, paired).at(site) for site, rows in zip(sites, parts, strict=True)
@@ -145,8 +144,36 @@ class Stitcher:
         with editing(self.target.layout, replaced):
             got = _logprobs(self.target, batch.read)
         kl = (wanted.exp() * (wanted - got)).sum(-1).mean()
-        error = (mapped[paired] - states).square().sum()
-        return Stitched(kl, error / (states - states.mean(0)).square().sum())
+        return Stitched(kl, (mapped[paired] - states).square().sum(-1).mean())
+
+    def variation(self, batches: Sequence[_Batch]) -> float:
+        """Measures how much the target's own states vary, Σ |y - ȳ|² divided by their number.
+
+        Args:
+            batches: What `read` returned.
+
+        Returns:
+            What an error is a fraction of, ȳ being the mean over all batches.
+
+        Raises:
+            FitError: If there are fewer than two paired tokens with different states.
+        """
+        states = torch.cat([self._untouched(batch)[1].cpu().double() for batch in batches])
+        found = float((states - states.mean(0)).square().sum(-1).mean())
+        if not found > 0:
+            raise FitError(
+                f"fine-tuning needs at least 2 paired tokens with different states among the texts "
+                f"that choose and among those that measure, got {len(states)}: give it more texts"
+            )
+        return found
+
+    def _untouched(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Returns the target's log-probabilities and its own states at paired tokens."""
+        sites = self.fitted.target_sites
+        with torch.no_grad(), capturing(self.target.layout, sites) as captured:
+            logprobs = _logprobs(self.target, batch.read)
+            states = [captured[site][batch.is_paired].float() for site in sites]
+        return logprobs, torch.cat(states, dim=-1)
 
     def mean(self, made: ActivationMap, batches: Sequence[_Batch]) -> Stitched:
         """Measures a map on several batches, each counting by its paired tokens."""
@@ -154,11 +181,11 @@ class Stitcher:
             found = [self.run(made, batch) for batch in batches]
         weights = [int(batch.is_paired.sum()) for batch in batches]
         total = sum(weights)
-        kl, fvu = (
+        kl, error = (
             torch.stack([w / total * one[i] for w, one in zip(weights, found, strict=True)]).sum()
             for i in (0, 1)
         )
-        return Stitched(kl, fvu)
+        return Stitched(kl, error)
 
 
 def tune_map(
@@ -190,7 +217,7 @@ def tune_map(
 
     Raises:
         ConfigError: If the map has nothing to train, or the pairing pools tokens.
-        FitError: If a part has no texts with pairs.
+        FitError: If a part has no texts with pairs, or one that chooses or measures no variance.
     """
     stitcher = Stitcher(*models, fitted, pairing)
     parts = {part: _indices(stitcher, texts, part) for part in ("train", "selection", "held_out")}
@@ -200,12 +227,12 @@ def tune_map(
         part: list(_batches(stitcher, texts, parts[part], settings))
         for part in ("selection", "held_out")
     }
+    variation = {part: stitcher.variation(batches) for part, batches in kept.items()}
 
-    def value_of(made: ActivationMap) -> float:
-        there = stitcher.mean(made, kept["selection"])
-        return float(there.kl + settings.fidelity * there.fvu)
+    def value_of(found: Stitched) -> Tensor:
+        return found.kl + settings.fidelity * found.error / variation["selection"]
 
-    lowest = value_of(best)
+    lowest = float(value_of(stitcher.mean(best, kept["selection"])))
     optimiser = torch.optim.Adam(now.groups, betas=(0.9, 0.98))
     with progress.stage(f"fine-tune the {fitted.map.method} map", settings.n_steps) as advance:
         drawn = drawn_batches(
@@ -216,21 +243,26 @@ def tune_map(
                 group["lr"] = settings.rate(step) * group["size"]
             batch = stitcher.read(_at(texts, [parts["train"][i] for i in chosen]))
             with torch.enable_grad():
-                found = stitcher.run(now.map(), batch)
-                loss = found.kl + settings.fidelity * found.fvu
+                loss = value_of(stitcher.run(now.map(), batch))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             advance(1)
             if (step + 1) % max(1, settings.n_steps // _N_CHECKS) == 0:
                 here = now.frozen()
-                if (value := value_of(here)) < lowest:
+                value = float(value_of(stitcher.mean(here, kept["selection"])))
+                if value < lowest:
                     best, lowest = here, value
     told = {
         "n_steps": settings.n_steps,
         "fidelity": settings.fidelity,
-        **_told("before", stitcher.mean(fitted.map, kept["held_out"])),
-        **_told("after", stitcher.mean(best, kept["held_out"])),
+        **{
+            name: number
+            for when, made in (("before", fitted.map), ("after", best))
+            for name, number in _told(
+                when, stitcher.mean(made, kept["held_out"]), variation["held_out"]
+            ).items()
+        },
     }
     return replace(fitted, map=best, provenance={**fitted.provenance, "downstream": told})
 
@@ -268,11 +300,22 @@ class _Trainable:
         return with_parameters(self._start, copies)
 
 
-def _told(when: str, found: Stitched) -> dict[str, float]:
-    return {f"kl_{when}": float(found.kl), f"fvu_{when}": float(found.fvu)}
+def _told(when: str, found: Stitched, variation: float) -> dict[str, float]:
+    return {f"kl_{when}": float(found.kl), f"fvu_{when}": float(found.error) / variation}
 
 
-def _single(pairing: Pairing) -> PairingMethod:
+def single_pairing(pairing: Pairing) -> PairingMethod:
+    """Refuses a pairing whose mapped states cannot stand in place of single ones.
+
+    Args:
+        pairing: How tokens are paired.
+
+    Returns:
+        The same, which pairs single tokens.
+
+    Raises:
+        ConfigError: If it pools tokens.
+    """
     if pairing == "span_pool":
         raise ConfigError(
             "span_pool pairs means of tokens, which cannot stand in place of single states: "
@@ -285,7 +328,7 @@ def _indices(
     stitcher: Stitcher, texts: tuple[Sequence[EncodedText], Sequence[EncodedText]], part: Part
 ) -> list[int]:
     """Returns the texts of a part that have a pair."""
-    method = _single(stitcher.pairing)
+    method = single_pairing(stitcher.pairing)
     here = [
         i
         for i in range(len(texts[0]))

@@ -150,8 +150,13 @@ class Recorder:
         values = {
             "map_r2_held_out": quality.r2_held_out,
             "map_fvu_held_out": quality.fvu_held_out,
+            "map_r2_median_coordinate": quality.r2_median_coordinate,
         }
-        return [self.record(arm, m, v, quality.n_held_out) for m, v in values.items()]
+        return [
+            self.record(arm, metric, value, quality.n_held_out)
+            for metric, value in values.items()
+            if value is not None
+        ]
 
     def rate(self, arm: Arm, metric: str, hits: Sequence[bool], contents: Contents) -> Measurement:
         """Returns how often something is so, with the interval of `rate_interval`."""

@@ -100,6 +100,7 @@ def crossing_rows(index: int) -> list[Measurement]:
             quality |= {"n": 41200, "target_site": "resid_post[1]"}
             rows.append(measured("map_r2_held_out", r2, **quality))
             rows.append(measured("map_fvu_held_out", 1 - r2, **quality))
+            rows.append(measured("map_r2_median_coordinate", r2 - 0.01, **quality))
     for condition in ("none", "clean"):
         fields = {"target": target, "condition": condition, "source": None}
         rows += [

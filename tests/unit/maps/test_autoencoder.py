@@ -199,6 +199,9 @@ def test_data_that_cannot_be_fitted_is_refused():
         fit_autoencoder(x, y[:-1], QUICK, seeded())
     with pytest.raises(FitError, match="at least 2 pairs, got 1"):
         fit_autoencoder(x[:1], y[:1], QUICK, seeded())
+    for value in (1.0, 0.1, 12345.678):
+        with pytest.raises(FitError, match="equal source activations"):
+            fit_autoencoder(torch.full_like(x, value), y, QUICK, seeded())
     x[3, 3] = math.nan
     with pytest.raises(NonFiniteError, match="1 NaN or infinite values in source"):
         fit_autoencoder(x, y, QUICK, seeded())

@@ -50,6 +50,12 @@ def test_a_difference_that_every_text_shows_is_no_tie():
     assert worse.standard_error_to_best < 1e-6
 
 
+def test_a_difference_of_rounding_is_a_tie_though_every_text_shows_it():
+    flat = torch.ones(100, dtype=torch.float64)
+    errors = {"b": TextErrors(0.2 * flat, flat), "a": TextErrors((0.2 + 1e-11) * flat, flat)}
+    assert choose_map(errors, ORDER)[0] == "a"
+
+
 def test_no_uncertainty_gives_up_more_than_the_most():
     errors = {"b": scored(0.8), "a": scored(0.77, spread=5.0)}
     assert choose_map(errors, ORDER)[0] == "b"
@@ -81,6 +87,24 @@ def test_scores_are_those_of_the_rows_however_they_are_cut_into_texts():
         found = errors_by_text(fitted, PairedRows(x[100:], y[100:], counts))
         assert found.r2 == pytest.approx(expected, abs=1e-9)
         assert len(found.error) == (len([c for c in counts if c]) or 7)
+
+
+def with_a_massive_coordinate(y: torch.Tensor) -> torch.Tensor:
+    """One coordinate that is the same ramp for everyone, ten thousand times as far."""
+    ramp = 1e4 * torch.linspace(-1, 1, len(y), dtype=y.dtype)
+    return torch.cat([y, ramp[:, None]], dim=1)
+
+
+def test_a_massive_coordinate_does_not_make_maps_equal_that_differ_on_all_others():
+    x, y = linear_pairs(400, random_weight(6, 5), noise=1.0)
+    pairs = PairedRows(with_a_massive_coordinate(x), with_a_massive_coordinate(y), (20,) * 20)
+    good = RidgeFitter().fit(*2 * [pairs.moments])
+    weight = good.weight.clone()
+    weight[:, :5] = 0
+    blind = AffineMap(weight, good.source_mean, good.target_mean, "blind")
+    assert held_out_quality_on_rows(blind, pairs.source, pairs.target, 1).r2_held_out > 0.999
+    errors = {"a": errors_by_text(blind, pairs), "b": errors_by_text(good, pairs)}
+    assert choose_map(errors, ORDER)[0] == "b"
 
 
 def test_the_standard_error_is_how_far_scores_of_other_texts_scatter():

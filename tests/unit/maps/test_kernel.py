@@ -91,9 +91,11 @@ def test_what_cannot_be_fitted_is_refused():
     one = PairedRows(torch.ones(1, 3), torch.ones(1, 2))
     with pytest.raises(FitError, match="at least 2 pairs, got 1"):
         KernelRidgeFitter().fit(one, one, seeded())
-    flat = PairedRows(torch.ones(9, 3), linear_pairs(9, random_weight(3, 2))[1].float())
-    with pytest.raises(FitError, match="equal source activations"):
-        KernelRidgeFitter().fit(flat, flat, seeded())
+    targets = linear_pairs(400, random_weight(3, 2))[1].float()
+    for value in (1.0, 0.1, 12345.678):
+        flat = PairedRows(torch.full((400, 3), value), targets)
+        with pytest.raises(FitError, match="equal source activations"):
+            KernelRidgeFitter().fit(flat, flat, seeded())
 
 
 def test_parts_that_do_not_fit_together_are_refused():

@@ -14,6 +14,7 @@ from isthmus.maps import (
     ProcrustesFitter,
     RidgeFitter,
     StandardisedRidgeFitter,
+    TrimmedRidgeFitter,
     TwoWayMoments,
     WhitenedProcrustesFitter,
 )
@@ -25,6 +26,7 @@ FITS: dict[str, Fit] = {
     "ridge": lambda a, b: RidgeFitter().fit(a.moments, b.moments),
     "ridge_standardised": lambda a, b: StandardisedRidgeFitter().fit(a.moments, b.moments),
     "ridge_clipped": ClippedRidgeFitter().fit,
+    "ridge_trimmed": TrimmedRidgeFitter().fit,
     "ridge_huber": HuberRidgeFitter().fit,
     "procrustes": lambda a, _: ProcrustesFitter().fit(a.moments),
     "procrustes_whitened": lambda a, b: WhitenedProcrustesFitter().fit(
@@ -87,6 +89,7 @@ def test_a_massive_coordinate_decides_what_counts_squared_errors_in_plain_units(
         # Errors alone do not show a row that pulls the map to itself from a huge source.
         ("ridge_huber", -0.5, 0.1),
         ("ridge_clipped", 0.85, 1.0),
+        ("ridge_trimmed", 0.9, 1.0),
     ],
 )
 def test_massive_rows_decide_what_does_not_draw_them_back(name, low, high):
@@ -96,8 +99,48 @@ def test_massive_rows_decide_what_does_not_draw_them_back(name, low, high):
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("ridge", -2.0, 0.0), ("ridge_huber", 0.85, 1.0), ("ridge_clipped", 0.85, 1.0)],
+    [
+        ("ridge", -2.0, 0.0),
+        ("ridge_huber", 0.85, 1.0),
+        ("ridge_clipped", 0.85, 1.0),
+        ("ridge_trimmed", 0.9, 1.0),
+    ],
 )
 def test_massive_targets_are_what_hubers_loss_is_for(name, low, high):
     made = FITS[name](with_massive_targets(2000, 0), with_massive_targets(500, 1))
     assert low <= ordinary_r2(made, slice(None)) <= high
+
+
+def with_sinks(n: int, seed: int) -> PairedRows:
+    """One row in twenty is an attention sink: one huge coordinate on either side, else little."""
+    x, y = rows(n, seed)
+    height = 1 + 0.02 * torch.randn(len(x[::20]), generator=seeded(seed + 50), dtype=x.dtype)
+    for side, coordinate in ((x, 3), (y, 5)):
+        side[::20] *= 0.1
+        side[::20, coordinate] += 1000 * height
+    return PairedRows(x, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("ridge", 0.6, 0.89),
+        ("ridge_standardised", 0.6, 0.89),
+        ("ridge_huber", 0.6, 0.89),
+        # Drawn back, a sink still ties its coordinate of the source to its own of the target.
+        ("ridge_clipped", 0.6, 0.9),
+        ("ridge_trimmed", 0.91, 1.0),
+    ],
+)
+def test_attention_sinks_cost_ordinary_rows_something_unless_they_are_left_out(name, low, high):
+    made = FITS[name](with_sinks(2000, 0), with_sinks(500, 1))
+    assert low <= ordinary_r2(made, slice(None)) <= high
+    if name == "ridge_trimmed":
+        assert made.details["left_out"] == pytest.approx(0.05)
+
+
+def test_where_nothing_is_massive_trimming_is_ridge():
+    pairs = [PairedRows(*rows(n, seed)) for seed, n in enumerate((2000, 500))]
+    plain, trimmed = FITS["ridge"](*pairs), FITS["ridge_trimmed"](*pairs)
+    assert torch.equal(plain.weight, trimmed.weight)
+    assert trimmed.details["left_out"] == 0

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from tests.unit.maps.pairs import (
     independent_noise,
     linear_pairs,
@@ -83,6 +85,35 @@ def test_quality_from_moments_equals_quality_from_rows(name: str):
     assert by_moments.r2_held_out == pytest.approx(by_rows.r2_held_out, abs=1e-6)
     assert by_moments.fvu_held_out == pytest.approx(1 - by_moments.r2_held_out)
     assert (by_moments.n_train, by_moments.n_held_out) == (400, 200)
+
+
+def with_a_sink(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every twentieth row is an attention sink: one huge coordinate on each side, else little."""
+    x, y = x.clone(), y.clone()
+    for side, coordinate in ((x, 1), (y, 2)):
+        side[::20] *= 0.1
+        side[::20, coordinate] += 1000
+    return x, y
+
+
+@pytest.mark.parametrize("name", ["ridge", "reduced_rank"])
+def test_the_median_coordinate_reads_noise_as_noise_where_the_pooled_score_reads_sinks(name: str):
+    x, y = with_a_sink(*independent_noise(1200, 12, 8, seed=0))
+    fitted = fit(name, x[:800], y[:800])
+    quality = held_out_quality_on_rows(fitted, x[800:], y[800:], n_train=800)
+    assert quality.r2_held_out > 0.999
+    assert quality.r2_median_coordinate <= 0
+    by_moments = held_out_quality(fitted, moments_of(x[800:], y[800:]), n_train=800)
+    assert by_moments.r2_median_coordinate == pytest.approx(quality.r2_median_coordinate, abs=1e-5)
+
+
+def test_the_median_coordinate_is_scikit_learns_and_leaves_constant_ones_out():
+    x, y = linear_pairs(300, random_weight(6, 5), noise=2.0)
+    y = torch.cat([y, torch.full((300, 4), 0.1)], dim=1)
+    fitted = fit("ridge", x[:200], y[:200])
+    quality = held_out_quality_on_rows(fitted, x[200:], y[200:], n_train=200)
+    each = r2_score(y[200:, :5], fitted(x[200:])[:, :5], multioutput="raw_values")
+    assert quality.r2_median_coordinate == pytest.approx(float(np.median(each)), abs=1e-6)
 
 
 def test_the_mean_of_other_pairs_explains_nothing_and_its_shift_counts():

@@ -11,7 +11,10 @@ from isthmus.maps import (
     HuberRidgeFitter,
     NormClip,
     PairedRows,
+    ProcrustesFitter,
     RidgeFitter,
+    TrimmedRidgeFitter,
+    held_out_quality,
     held_out_quality_on_rows,
 )
 from isthmus.maps.robust import weighted_moments
@@ -84,6 +87,17 @@ def test_weighted_moments_with_whole_numbers_are_those_of_repeated_rows():
     torch.testing.assert_close(weighted.target_scatter, repeated.target_scatter)
 
 
+def test_a_map_is_scored_on_weighted_moments_as_on_weighted_rows():
+    x, y = linear_pairs(200, random_weight(4, 3), noise=1.0)
+    weights = torch.linspace(0.01, 0.6, 200, dtype=torch.float64)
+    made = ProcrustesFitter().fit(moments_of(x[:20], y[:20] + 2))
+    error = (weights @ (made(x) - y).square()).sum()
+    mean = weights @ y / weights.sum()
+    expected = float(error / (weights @ (y - mean).square()).sum())
+    quality = held_out_quality(made, weighted_moments(PairedRows(x, y), weights), 20)
+    assert quality.fvu_held_out == pytest.approx(expected, rel=1e-5)
+
+
 def test_hubers_loss_falls_with_every_pass():
     x, y = massive_pairs(800, seed=5, share=0.05)
     rows, losses = PairedRows(x, y), []
@@ -107,6 +121,7 @@ def test_pairs_without_any_error_are_fitted_exactly():
     [
         lambda: ClippedRidgeFitter(0.0),
         lambda: ClippedRidgeFitter(math.nan),
+        lambda: TrimmedRidgeFitter(-1.0),
         lambda: HuberRidgeFitter(math.inf),
         lambda: HuberRidgeFitter(n_passes=0),
         lambda: HuberRidgeFitter(strengths=()),
@@ -117,7 +132,7 @@ def test_settings_outside_their_range_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("fitter", [ClippedRidgeFitter(), HuberRidgeFitter()])
+@pytest.mark.parametrize("fitter", [ClippedRidgeFitter(), HuberRidgeFitter(), TrimmedRidgeFitter()])
 def test_one_pair_is_refused(fitter):
     one = PairedRows(torch.ones(1, 3), torch.ones(1, 2))
     with pytest.raises(FitError, match="at least 2 pairs"):
