@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import isthmus
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ModelError
-from isthmus.core.sites import Site
+from isthmus.core.sites import Site, Stream
 from isthmus.core.texts import pad_batch
 from isthmus.models.baking import bake_ablation, bake_addition
 from isthmus.models.capture import all_token_activations
@@ -163,6 +163,18 @@ def test_captures_of_a_padded_batch_equal_plain_hooks_on_single_rows(lm):
         logits_with(lm, torch.tensor([text.token_ids]), handles)
         for layer in range(2):
             close(found[Site(layer)][i], seen[layer][0])
+
+
+def test_the_parts_of_a_block_are_captured_as_they_were_added(lm):
+    # Falcon adds attention's output onto the feed-forward part's own, in place.
+    if lm.layout.blocks[0].attn is None:
+        return
+    sites = [Site(1, stream) for stream in Stream]
+    texts = encode_prompts(lm.tokenizer, PROMPTS)
+    for states in zip(*all_token_activations(lm, texts, sites).values(), strict=True):
+        of = dict(zip([site.stream for site in sites], states, strict=True))
+        added = of[Stream.RESID_PRE] + of[Stream.ATTN_OUT] + of[Stream.MLP_OUT]
+        close(added, of[Stream.RESID_POST])
 
 
 def test_an_edited_pass_equals_a_plain_hooks(lm):

@@ -3,7 +3,7 @@
 1. The model is copied; its head gets weights of its own if it shared the embedding's.
 2. Ablation takes the direction out of every matrix that writes to the stream. An addition is put
    into the bias of the last matrix before its site.
-3. The copy is run on a few tokens: its stream must be what the edit would have left there.
+3. The copy is run on a few tokens: its stream and its logits must be those of the edited model.
 """
 
 import copy
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ModelError, NonFiniteError, ShapeError
@@ -26,11 +25,11 @@ from isthmus.models.language_model import LanguageModel
 from isthmus.models.layouts import ModelLayout, ResidualWriter
 from isthmus.models.placement import require_one_device
 from isthmus.models.probing import find_layout, probe_tokens
+from isthmus.models.weight_edits import ADVICE, copy_with_own_weights, project_out
 from isthmus.models.writers import is_experts
 
 _ROUNDING = 64
 _SHARE_OF_EFFECT = 0.01
-_ADVICE = "edit it while it runs (isthmus generate), or use a model of docs/models.md"
 
 
 def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> PreTrainedModel:
@@ -60,12 +59,39 @@ def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> Pr
         raise ShapeError("the direction is zero and so is none: learn it from other prompts")
     unit = unit / unit.norm()
     writers = exact_writers(lm.layout)
-    model = _copy_of(lm)
-    for writer in writers:
-        for weight, axis in _weights(model.get_submodule(writer.name), lm.d_model, writer.name):
-            _project(weight, axis, unit)
-    _check_ablated(lm, model, unit)
+    model = copy_with_own_weights(lm)
+    sites, hidden = _editable(lm.layout)
+    _take_out(model, hidden, unit)
+    layout = find_layout(model) if hidden else lm.layout
+    plain, expected = _logits(lm.layout), _logits(layout, _Ablation(unit), sites)
+    _take_out(model, [one for one in writers if one not in hidden], unit)
+    baked = find_layout(model)
+    _check_ablated(lm, baked, unit)
+    if (_logits(baked) - expected).abs().max() > _allowed(plain, expected, lm.dtype):
+        raise ModelError(
+            f"cannot bake an ablation into {type(model).__name__}: its logits are not those of the "
+            "model whose stream is edited, something reads a matrix past the stream; "
+            f"{ADVICE}"
+        )
     return model
+
+
+def _editable(layout: ModelLayout) -> tuple[list[Site], list[ResidualWriter]]:
+    """Returns where all that enters the stream can be edited, and the writers that are left."""
+    sites, hidden = [Site(0, Stream.RESID_PRE)], list[ResidualWriter]()
+    for layer, block in enumerate(layout.blocks):
+        if block.attn is not None and block.mlp is not None:
+            sites += [Site(layer, Stream.ATTN_OUT), Site(layer, Stream.MLP_OUT)]
+        elif len(block.writers) == 1:
+            sites.append(Site(layer))
+        else:
+            hidden += block.writers
+    return sites, hidden
+
+
+def _take_out(model: PreTrainedModel, writers: Sequence[ResidualWriter], unit: Tensor) -> None:
+    for writer in writers:
+        project_out(model.get_submodule(writer.name), writer.name, unit)
 
 
 def writer_sites(layout: ModelLayout) -> tuple[Site, ...]:
@@ -120,9 +146,8 @@ def bake_addition(
     where = lm.site(site)
     require_one_device(lm.model, "bake an edit into")
     wide = _checked("vector", vector, lm)
-    plain, expected = _logits(lm.layout), _logits(lm.layout, _Shift(wide), where)
-    allowed = _SHARE_OF_EFFECT * (expected - plain).abs().max()
-    allowed += _ROUNDING * torch.finfo(lm.dtype).eps * expected.abs().max()
+    plain, expected = _logits(lm.layout), _logits(lm.layout, _Shift(wide), [where])
+    allowed = _allowed(plain, expected, lm.dtype)
     reasons: list[str] = []
     for layout, copied in _houses(lm, where):
         for writer in _writers_before(layout, where):
@@ -135,7 +160,7 @@ def bake_addition(
                 reasons.append(f"a bias of {writer.name} acts on more than {where}")
     name = type(lm.model).__name__
     why = "; ".join(dict.fromkeys(reasons)) or "no matrix that writes there was found"
-    raise ModelError(f"cannot bake an addition at {where} into {name}: {why}; {_ADVICE}")
+    raise ModelError(f"cannot bake an addition at {where} into {name}: {why}; {ADVICE}")
 
 
 @dataclass(frozen=True)
@@ -154,11 +179,33 @@ class _Shift:
         return moved.to(activations.dtype)
 
 
+@dataclass(frozen=True)
+class _Ablation:
+    """Takes one unit vector out."""
+
+    unit: Tensor
+
+    @property
+    def d_model(self) -> int:
+        return len(self.unit)
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        wide = activations.to(torch.promote_types(activations.dtype, torch.float32))
+        unit = self.unit.to(wide)
+        return (wide - (wide @ unit)[..., None] * unit).to(activations.dtype)
+
+
+def _allowed(plain: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns how far logits of a baked model may be from those of an edited one."""
+    effect = (expected - plain).abs().max()
+    return _SHARE_OF_EFFECT * effect + _ROUNDING * torch.finfo(dtype).eps * expected.abs().max()
+
+
 def _houses(
     lm: LanguageModel, site: Site
 ) -> Iterator[tuple[ModelLayout, Callable[[], PreTrainedModel]]]:
     """Yields models that compute the same and may have a bias at the site, and their copies."""
-    yield lm.layout, partial(_copy_of, lm)
+    yield lm.layout, partial(copy_with_own_weights, lm)
     if site != Site(0, Stream.RESID_PRE) and (llama := as_llama(lm.model)) is not None:
         yield find_layout(llama), partial(copy.deepcopy, llama)
 
@@ -212,13 +259,13 @@ def _add(parameter: nn.Parameter, vector: Tensor) -> None:
     parameter.data.copy_(wide + vector.to(wide))
 
 
-def _logits(layout: ModelLayout, edit: _Shift | None = None, site: Site | None = None) -> Tensor:
-    """Returns the logits of the probe, under an edit of every position if one is given."""
+def _logits(
+    layout: ModelLayout, edit: _Shift | _Ablation | None = None, sites: Sequence[Site] = ()
+) -> Tensor:
+    """Returns the logits of the probe, under an edit of every position at some sites."""
     tokens = probe_tokens(layout.embedding)
     everywhere = torch.ones_like(tokens, dtype=torch.bool).cpu()
-    placed = []
-    if edit is not None and site is not None:
-        placed = [PlacedEdit(site, edit, everywhere, everywhere[:, 0])]
+    placed = [PlacedEdit(site, edit, everywhere, everywhere[:, 0]) for site in sites if edit]
     with editing(layout, placed), torch.no_grad():
         mask = torch.ones_like(tokens)
         made = layout.root(input_ids=tokens, attention_mask=mask, use_cache=False)
@@ -243,38 +290,20 @@ def exact_writers(layout: ModelLayout) -> tuple[ResidualWriter, ...]:
         raise ModelError(
             f"cannot bake into {name}: the matrices whose rows begin the residual stream were not "
             "found: no one, two or three of the embeddings before the first block add up to its "
-            f"input; {_ADVICE}"
+            f"input; {ADVICE}"
         )
     for block in layout.blocks:
         if block.missing:
-            raise ModelError(f"cannot bake into {name}: {block.missing}; {_ADVICE}")
+            raise ModelError(f"cannot bake into {name}: {block.missing}; {ADVICE}")
     for writer in layout.writers:
         if writer.norm:
             kind = type(layout.root.get_submodule(writer.norm)).__name__
             raise ModelError(
                 f"cannot bake an ablation into {name}: {writer.name} writes through {writer.norm} "
                 f"({kind}), which rescales by all coordinates, so that no change of the matrix is "
-                f"one of the stream; {_ADVICE}"
+                f"one of the stream; {ADVICE}"
             )
     return layout.writers
-
-
-def _copy_of(lm: LanguageModel) -> PreTrainedModel:
-    """Copies a model whose weights are to change; its head no longer shares the embedding's."""
-    require_one_device(lm.model, "bake an edit into")
-    adapted = next((n for n, _ in lm.model.named_parameters() if ".lora_" in n), None)
-    if adapted is not None:
-        raise ModelError(f"{adapted} is an adapter's: merge it first (merge_and_unload of peft)")
-    coarse = next((n for n, p in lm.model.named_parameters() if not p.is_floating_point()), None)
-    if coarse is not None:
-        raise ModelError(f"{coarse} is quantized: load the model in bfloat16 or float32")
-    model = copy.deepcopy(lm.model)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if isinstance(head, nn.Linear) and head.weight is embedding.weight:
-        head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
-    return model
 
 
 def _checked(what: str, vector: Tensor, lm: LanguageModel) -> Tensor:
@@ -289,45 +318,11 @@ def _checked(what: str, vector: Tensor, lm: LanguageModel) -> Tensor:
     return wide
 
 
-def _weights(module: nn.Module, d_model: int, name: str) -> Iterator[tuple[nn.Parameter, int]]:
-    """Yields the parameters that make a module's output, with the axis of the output in each."""
-    if is_experts(module):
-        weight: nn.Parameter = module.get_parameter("down_proj")
-        yield weight, _expert_axis(module, weight, d_model, name)
-        biases = dict(module.named_parameters(recurse=False))
-        if "down_proj_bias" in biases:
-            yield biases["down_proj_bias"], 1
-        return
-    weight = module.get_parameter("weight")
-    yield weight, 1 if isinstance(module, Conv1D | nn.Embedding) else 0
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, nn.Parameter):
-        yield bias, 0
-
-
-def _expert_axis(module: nn.Module, weight: Tensor, d_model: int, name: str) -> int:
-    axis = 2 if getattr(module, "is_transposed", False) else 1
-    if weight.ndim != 3 or weight.shape[axis] != d_model:
-        raise ModelError(
-            f"{name}.down_proj has shape {list(weight.shape)}, expected [experts, {d_model}, "
-            f"width] for the experts' writing matrices; {_ADVICE}"
-        )
-    return axis
-
-
-def _project(weight: nn.Parameter, axis: int, unit: Tensor) -> None:
-    """Takes a unit vector out of one axis of a weight, in place."""
-    wide = weight.detach().movedim(axis, -1).to(torch.promote_types(weight.dtype, torch.float32))
-    r = unit.to(wide)
-    clean = wide - (wide @ r)[..., None] * r
-    weight.data.copy_(clean.movedim(-1, axis))
-
-
-def _check_ablated(lm: LanguageModel, model: PreTrainedModel, unit: Tensor) -> None:
+def _check_ablated(lm: LanguageModel, layout: ModelLayout, unit: Tensor) -> None:
     """Refuses a model whose stream still has a part along the direction."""
     streams = [Stream.RESID_PRE, Stream.RESID_POST]
     sites = [Site(layer, stream) for layer in range(lm.n_layers) for stream in streams]
-    for site, states in _probe(find_layout(model), sites).items():
+    for site, states in _probe(layout, sites).items():
         wide = states.double()
         along = (wide @ unit.to(wide)).abs().max()
         # Some keep a stream in float32 beside weights that are rounded to fewer digits.
@@ -335,9 +330,9 @@ def _check_ablated(lm: LanguageModel, model: PreTrainedModel, unit: Tensor) -> N
         allowed = _ROUNDING * eps * wide.norm(dim=-1).max()
         if float(along) > float(allowed):
             raise ModelError(
-                f"cannot bake an ablation into {type(model).__name__}: {site} still has {along:.2g}"
-                f" along the direction, something else than the matrices that were found writes "
-                f"to the stream; {_ADVICE}"
+                f"cannot bake an ablation into {type(layout.root).__name__}: {site} still has "
+                f"{along:.2g} along the direction, something else than the matrices that were "
+                f"found writes to the stream; {ADVICE}"
             )
 
 

@@ -6,6 +6,7 @@ from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.texts import EncodedText, Side, TokenBatch, length_buckets, pad_batch
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.padding import reads_padded
 from isthmus.models.rotary_limits import limit_within, read_alike
 
 PlaceEdits = Callable[[TokenBatch], Sequence[PlacedEdit]]
@@ -124,8 +125,21 @@ def padded_batches(
         tuple[tuple[int, ...], TokenBatch]: Indices of the texts, and the texts padded to the
             longest of them.
     """
-    for group in read_alike(lm, [len(text) for text in texts], n_new):
+    every = [len(text) for text in texts]
+    for group in _groups(lm, every, n_new, is_padded_before=side == "left" and batch_size > 1):
         lengths = [len(texts[i]) for i in group]
         for bucket in length_buckets(lengths, batch_size, pass_cost=pass_cost):
             indices = [group[i] for i in bucket]
             yield tuple(indices), pad_batch([texts[i] for i in indices], lm.pad_id, side, indices)
+
+
+def _groups(
+    lm: LanguageModel, lengths: Sequence[int], n_new: int, *, is_padded_before: bool
+) -> Iterator[list[int]]:
+    for group in read_alike(lm, lengths, n_new):
+        own = {lengths[index] for index in group}
+        if not is_padded_before or len(own) == 1 or reads_padded(lm):
+            yield group
+            continue
+        for length in sorted(own, reverse=True):
+            yield [index for index in group if lengths[index] == length]

@@ -8,17 +8,19 @@ from torch import Tensor
 
 @dataclass
 class Call:
-    """One call of a module.
+    """The first call of a module in a pass.
 
     Attributes:
         given: Copy of its first tensor argument, made before the call.
         made: Copy of its (first) output tensor, made right after the call.
         live: The tensors that were copied, as they are now.
+        n_calls: How often the module was called.
     """
 
     given: Tensor | None = None
     made: Tensor | None = None
     live: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    n_calls: int = 0
 
     @property
     def was_overwritten(self) -> bool:

@@ -25,6 +25,7 @@ from isthmus.models.decoding import NO_TOKEN, next_token_ids, no_token_error, re
 from isthmus.models.decoding_requests import DecodingRequest, Ending, NewToken, of_like_length
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.padding import require_reading_padded
 from isthmus.models.rotary_limits import read_alike
 from isthmus.models.row_cache import RowCache, require_growing_cache
 from isthmus.models.site_edits import check_edits
@@ -65,7 +66,8 @@ class ContinuousDecoder:
 
     Raises:
         ConfigError: If `n_slots` or `max_cached_tokens` is below 1.
-        ModelError: If a layer of the model keeps a recurrent state.
+        ModelError: If a layer of the model keeps a recurrent state, or a padded text is not
+            continued as it is alone.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ContinuousDecoder:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
         require_growing_cache(lm)
+        require_reading_padded(lm)
         self.lm = lm
         self.merge = merge
         self.n_slots = n_slots

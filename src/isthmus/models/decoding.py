@@ -23,7 +23,13 @@ from isthmus.core.texts import TokenBatch
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.live_rows import LiveRows
-from isthmus.models.row_cache import Held, RowCache, growing_cache_fault, shortest_window
+from isthmus.models.row_cache import (
+    Held,
+    RowCache,
+    growing_cache_fault,
+    returns_cache,
+    shortest_window,
+)
 
 _WORTH_DROPPING = 8
 """Rows are dropped when one in so many has ended: dropping copies all keys and values once."""
@@ -78,12 +84,17 @@ def decode_greedy(
     if not isinstance(lm.model, GenerationMixin):
         raise ModelError(f"{type(lm.model).__name__} cannot generate: load a causal language model")
     live = LiveRows(len(batch.texts), lm.device)
+    rows_leave = bool(held) or (can_drop_rows(lm) and _is_within_windows(lm, batch, max_new_tokens))
+    # Asked before the edits are there: it may have to run the model.
+    has_cache = rows_leave or returns_cache(lm)
     with editing(lm.layout, placed, live) as count:
-        if held or (can_drop_rows(lm) and _is_within_windows(lm, batch, max_new_tokens)):
+        if rows_leave:
             rows, ids = read_prompts(lm, batch, held)
             new_ids = _continued(lm, rows, ids, max_new_tokens, live)
         else:
-            new_ids = _whole(lm, batch, max_new_tokens)
+            new_ids = written_by_generate(
+                lm, batch, lm.eos_ids, max_new_tokens=max_new_tokens, use_cache=has_cache
+            )
     ended = [_up_to_end(ids, lm.eos_ids) for ids in new_ids]
     for index, own in zip(batch.indices, ended, strict=True):
         if NO_TOKEN in own:
@@ -224,14 +235,34 @@ def _continued(
     return new_ids
 
 
-def _whole(lm: LanguageModel, batch: TokenBatch, max_new_tokens: int) -> list[list[int]]:
+def written_by_generate(
+    lm: LanguageModel,
+    batch: TokenBatch,
+    ends: Sequence[int],
+    *,
+    max_new_tokens: int,
+    use_cache: bool,
+) -> list[list[int]]:
+    """Continues rows by transformers' own loop, for models that keep more than keys and values.
+
+    Args:
+        lm: The model.
+        batch: Texts padded on the left.
+        ends: Tokens that end a row.
+        max_new_tokens: Most tokens per row.
+        use_cache: Whether a step reads one token. Where the memory is none of transformers' caches
+            (`returns_cache`) nobody can tell which positions that is.
+
+    Returns:
+        New tokens of every row, `NO_TOKEN` where the logits named none.
+    """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        use_cache=True,
+        use_cache=use_cache,
         pad_token_id=lm.pad_id,
-        eos_token_id=list(lm.eos_ids) or None,
+        eos_token_id=list(ends) or None,
     )
     token_ids = batch.token_ids.to(lm.device)
     mask = batch.is_real.long().to(lm.device)

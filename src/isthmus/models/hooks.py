@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ from isthmus.models.site_edits import EditCount, SiteEdits, check_chunk, check_e
 
 Activations = dict[Site, Float[Tensor, "batch pos d_model"]]
 """What a forward pass computed, by site."""
+
+_UNMETERED: ContextVar[bool] = ContextVar("unmetered", default=False)
 
 _Visit = Callable[[Tensor], Tensor | None]
 """Sees an activation; returns what replaces it, or None to leave it."""
@@ -48,6 +51,7 @@ def recording(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
         if name not in ended:
             ended[name] = started.setdefault(name, Call())
             ended[name].made = ended[name].keep(value)
+        ended[name].n_calls += 1
 
     with ExitStack() as hooks:
         for name, module in modules.items():
@@ -144,13 +148,27 @@ def metering(layout: ModelLayout) -> Iterator[TokenMeter]:
     meter, thread = TokenMeter(), threading.get_ident()
 
     def count(_root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
+        if threading.get_ident() == thread and not _UNMETERED.get():
             tokens, cache = _tokens_and_cache(args, kwargs)
             meter.add(tokens.shape[:2].numel(), is_step=cache is not None and tokens.shape[1] == 1)
 
     with ExitStack() as hooks:
         hooks.callback(layout.root.register_forward_pre_hook(count, with_kwargs=True).remove)
         yield meter
+
+
+@contextmanager
+def unmetered() -> Iterator[None]:
+    """Keeps what the block runs out of `metering`: passes that ask what kind a model is.
+
+    Yields:
+        None: While the block runs, nothing is counted.
+    """
+    token = _UNMETERED.set(True)
+    try:
+        yield
+    finally:
+        _UNMETERED.reset(token)
 
 
 @contextmanager
@@ -245,9 +263,11 @@ def _visit_input(
 
 
 def _visit_output(visit: _Visit, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-    # Blocks of some models return (hidden, ...), of others hidden.
-    value = output[0] if isinstance(output, tuple) and output else output
+    # Blocks of some models return (hidden, ...), of others hidden. Fields with names say that there
+    # is more than one stream (Reformer), which is not read as if there were one.
+    in_sequence = isinstance(output, tuple | list) and not hasattr(output, "_fields")
+    value = output[0] if in_sequence and output else output
     new = visit(value) if isinstance(value, Tensor) else None
     if new is None:
         return None
-    return (new, *output[1:]) if isinstance(output, tuple) else new
+    return type(output)([new, *output[1:]]) if in_sequence else new

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -251,6 +252,12 @@ def _load_tokenizer(name: str, where: str, options: dict[str, Any]) -> PreTraine
         raise ModelError(
             f"{name} ({config.model_type}) is an encoder-decoder: load a decoder-only causal "
             "language model"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{name} ({config.model_type}) is of a class that AutoModelForCausalLM of transformers "
+            "does not know: load a causal language model; of a model that reads images or sounds, "
+            "too, save its language model alone (save_pretrained)"
         )
     try:
         # transformers gives every Qwen2 its own splitting rules and one more token, whatever

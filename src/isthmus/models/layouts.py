@@ -95,7 +95,8 @@ class ModelLayout:
         final_norm: The norm between the last block and the head, if there is one.
         lm_head: Output projection to the vocabulary.
         d_model: Width of the residual stream.
-        writes_in_place: Whether blocks overwrite their inputs, so that a capture has to copy.
+        writes_in_place: Whether what is read at a site is overwritten later in the pass, so that a
+            capture has to copy.
     """
 
     root: PreTrainedModel
@@ -180,10 +181,15 @@ def find_parts(model: nn.Module) -> DecoderParts:
 
 def _find_blocks(root: PreTrainedModel) -> dict[str, nn.Module]:
     names = {module: name for name, module in root.named_modules()}
-    # A vision tower may have as many layers as the text decoder, so only the decoder is searched.
-    lists = [m for m in root.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m)]
-    if not lists:
-        looked = "get_decoder() holds no nn.ModuleList"
+    # A vision tower may have as many layers as the text decoder, so only the decoder is searched;
+    # ModernBERT calls its head the decoder.
+    places = (root.get_decoder(), root.base_model)
+    every = (
+        [m for m in one.modules() if isinstance(m, nn.ModuleList) and len(m)] for one in places
+    )
+    lists = next(filter(None, every), None)
+    if lists is None:
+        looked = "neither get_decoder() nor base_model holds an nn.ModuleList"
         raise _not_a_decoder(root, "a list of decoder blocks", looked)
     n_layers = getattr(root.config.get_text_config(), "num_hidden_layers", None)
     blocks = next((m for m in lists if len(m) == n_layers), max(lists, key=len))

@@ -8,7 +8,7 @@
 4. Run again with another last token: what comes before it must not change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -85,16 +85,17 @@ def find_layout(model: nn.Module) -> ModelLayout:
     trace = _run(parts, token_ids)
     d_model = _check_shapes(parts, trace)
     _check_causality(parts, token_ids, trace)
+    blocks = tuple(_block_layout(parts, trace, name) for name in parts.blocks)
     return ModelLayout(
         root=parts.root,
         embedding=parts.embedding,
         embedding_scale=_embedding_scale(parts, token_ids, trace),
         stream_writers=_stream_writers(parts, trace),
-        blocks=tuple(_block_layout(parts, trace, name) for name in parts.blocks),
+        blocks=blocks,
         final_norm=_find_final_norm(parts, trace),
         lm_head=parts.lm_head,
         d_model=d_model,
-        writes_in_place=any(trace.calls[name].was_overwritten for name in parts.blocks),
+        writes_in_place=any(trace.calls[name].was_overwritten for name in _sites_of(blocks)),
     )
 
 
@@ -131,10 +132,24 @@ def _run(parts: DecoderParts, token_ids: Int[Tensor, "batch pos"]) -> _Trace:
     return _Trace(calls)
 
 
+def _sites_of(blocks: Sequence[BlockLayout]) -> Iterator[str]:
+    """Names every module at which activations are read."""
+    for block in blocks:
+        yield block.name
+        for name, child in block.module.named_children():
+            if child is block.attn or child is block.mlp:
+                yield f"{block.name}.{name}"
+
+
 def _check_shapes(parts: DecoderParts, trace: _Trace) -> int:
     shapes: set[tuple[int, ...]] = set()
     for name in parts.blocks:
         shapes |= {tuple(value.shape) for value in trace.block(name)}
+        if (n_calls := trace.calls[name].n_calls) > 1:
+            raise ModelError(
+                f"{type(parts.root).__name__} runs block {name} {n_calls} times in a pass, so that "
+                "a layer has several states: load a decoder that runs every block once"
+            )
     shape = next(iter(shapes))
     if len(shapes) != 1 or shape[:-1] != (_N_ROWS, _N_POSITIONS):
         raise ModelError(

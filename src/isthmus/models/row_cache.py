@@ -4,20 +4,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from isthmus.core.errors import ModelError
+from isthmus.models.hooks import unmetered
 from isthmus.models.language_model import LanguageModel
+from isthmus.models.probing import probe_tokens
 
 Held = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
 
 _GROWING = {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+_returns_cache: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def returns_cache(lm: LanguageModel) -> bool:
+    """Says whether a model remembers a text in a cache of transformers that knows its length.
+
+    Args:
+        lm: The model; it is run on a few tokens when it is asked about for the first time.
+
+    Returns:
+        False where it has no memory, or a state of a kind of its own, or one that asks a layer
+        without keys how many tokens it has read (MiniMax).
+    """
+    if lm.model not in _returns_cache:
+        _returns_cache[lm.model] = not growing_cache_fault(lm) or _is_cache_returned(lm)
+    return _returns_cache[lm.model]
+
+
+def _is_cache_returned(lm: LanguageModel) -> bool:
+    if "use_cache" not in signature(type(lm.model).forward).parameters:
+        return False
+    ids = probe_tokens(lm.layout.embedding)
+    with unmetered():
+        made = lm.model(ids, use_cache=True)
+    caches = [one for one in made.values() if isinstance(one, Cache)]
+    return any(_knows_length(one, ids.shape[1]) for one in caches)
+
+
+def _knows_length(cache: Cache, n_read: int) -> bool:
+    # What was read by states that are purely recurrent is counted from the first token on.
+    is_recurrent = not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    return is_recurrent or int(cache.get_seq_length()) == n_read
 
 
 def growing_cache_fault(lm: LanguageModel) -> str:

@@ -3,7 +3,8 @@
 1. Candidates are the matrices whose outputs are as wide as the stream, and what norms make of them.
 2. The smallest set of candidates that gives what was added, each with a factor per position,
    is what writes. A factor may differ by position: gates and routers do that.
-3. A matrix behind which a norm stands does not write exactly, whatever the norm's weights are.
+3. A matrix behind which a norm stands does not write exactly, whatever the norm's weights are. A
+   norm without weights looks like a gate; its factor is the size of what it was given, inverted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,10 +131,19 @@ def _norms_behind(
         name
         for name, call in calls.items()
         if not is_matrix(modules[name])
-        and any(True for _ in modules[name].parameters(recurse=False))
         and is_same(call.given, made)
         and not is_same(call.made, call.given)
+        and (any(True for _ in modules[name].parameters(recurse=False)) or _rescales(call))
     ]
+
+
+def _rescales(call: Call) -> bool:
+    """Says whether a module multiplies every position by a number of its own."""
+    if call.given is None or call.made is None or call.given.shape != call.made.shape:
+        return False
+    given, made = call.given.double(), call.made.double()
+    factors = (given * made).sum(-1, keepdim=True) / given.square().sum(-1, keepdim=True)
+    return rounding_steps(call.made, factors * given) <= ROUNDING_STEPS
 
 
 def is_same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -163,10 +173,23 @@ def _mixture(chosen: Sequence[_Candidate], base: Tensor | None, total: Tensor) -
             factors = torch.linalg.pinv(gram.sum((0, 1)), hermitian=True) @ products.sum((0, 1))
         else:
             factors = torch.linalg.pinv(gram, hermitian=True) @ products
+        if not is_constant and _holds_a_norm(chosen, factors):
+            return None
         terms = [one.made * factors[..., i, :] for i, one in enumerate(chosen)]
         if rounding_steps(total, *terms, *([] if base is None else [base])) <= ROUNDING_STEPS:
             return _Mixture(tuple(chosen), _scales(factors, is_constant=is_constant))
     return None
+
+
+def _holds_a_norm(chosen: Sequence[_Candidate], factors: Tensor) -> bool:
+    """Says whether a factor that differs by position is the inverse of what it multiplies."""
+    for i, one in enumerate(chosen):
+        own = factors[..., i, 0]
+        sizes = own * one.made.double().norm(dim=-1)
+        is_even = bool(((sizes - sizes.mean()).abs() <= _SAME * sizes.mean().abs()).all())
+        if is_even and bool(((own - own.mean()).abs() > _SAME * own.mean().abs()).any()):
+            return True
+    return False
 
 
 def _scales(factors: Tensor, *, is_constant: bool) -> tuple[float | None, ...]:

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from tests.fakes import tiny_network, tiny_tokenizer
+from tests.further_families import further_network
 from transformers import Mamba2Config
 
 from isthmus.core.errors import NonFiniteError
@@ -85,6 +86,23 @@ def test_the_same_weights_under_another_configuration_are_another_model(family, 
     assert one.identity.is_same_model(twin.identity)
     assert one.identity.weights_sha256 == other.identity.weights_sha256
     assert not one.identity.is_same_model(other.identity)
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("deepseek_v3", {"n_group": 1}),
+        ("llama4_text", {"use_qk_norm": False}),
+        ("phimoe", {"router_jitter_noise": 0.3}),
+    ],
+)
+def test_what_routes_tokens_or_norms_without_weights_decides_too(family, change):
+    ids = torch.arange(3, 23)[None]
+    one, other = further_network(family), further_network(family, **change)
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(one(ids).logits, other(ids).logits, atol=1e-3)
+    assert deciding_settings(one.config) != deciding_settings(other.config)
 
 
 def test_what_a_configuration_says_of_files_and_versions_does_not_count():

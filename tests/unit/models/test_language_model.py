@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.fakes import tiny_model, tiny_network, tiny_tokenizer
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlavaConfig, T5Config, T5ForConditionalGeneration
 
 from isthmus.core.errors import ConfigError, ModelError, NonFiniteError, SiteError
 from isthmus.core.sites import Site, Stream
@@ -106,6 +106,12 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     tiny_network("llama").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="tokenizer"):
         load_language_model(str(tmp_path))
+
+
+def test_a_model_that_reads_images_is_refused_with_what_to_load(tmp_path):
+    LlavaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"\(llava\).*save its language model alone"):
+        load_language_model(tmp_path)
 
 
 def test_an_encoder_decoder_is_refused(tmp_path):

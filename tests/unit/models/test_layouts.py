@@ -146,6 +146,15 @@ def test_what_is_no_decoder_is_refused_and_the_message_names_what_is_missing(bui
         find_layout(build())
 
 
+def test_a_model_that_runs_its_blocks_several_times_is_refused():
+    # Which of its states a layer names, capturing and editing would not agree.
+    network = tiny_network("llama")
+    network.model.layers.append(network.model.layers[0])
+    network.config.num_hidden_layers = 3
+    with pytest.raises(ModelError, match=r"layers\.0 2 times in a pass"):
+        find_layout(network)
+
+
 def test_blocks_that_overwrite_their_inputs_are_noticed():
     network = tiny_network("llama")
     assert not find_layout(network).writes_in_place

@@ -50,6 +50,18 @@ def test_a_norm_behind_a_matrix_is_named_and_makes_it_inexact():
     assert (writer.name, writer.norm, writer.is_exact) == ("matrix", "norm", False)
 
 
+def test_a_norm_without_weights_is_no_gate():
+    # It multiplies every position by a number, too, but by one that depends on the matrix.
+    base, made = draw(2, 5, 6), draw(2, 5, 6, seed=1)
+    scaled = made / made.square().mean(-1, keepdim=True).sqrt()
+    calls, modules = recorded(matrix=made)
+    assert find_writers(calls, modules, base, base + scaled) == ()
+    modules["norm"] = nn.RMSNorm(6, elementwise_affine=False)
+    calls["norm"] = Call(given=made, made=scaled)
+    (writer,) = find_writers(calls, modules, base, base + scaled)
+    assert (writer.name, writer.norm, writer.is_exact) == ("matrix", "norm", False)
+
+
 def test_nothing_is_found_where_no_matrices_give_the_sum():
     base, one = draw(2, 5, 6), draw(2, 5, 6, seed=1)
     calls, modules = recorded(one=one)
