@@ -10,6 +10,7 @@ from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
 from isthmus.data.prompts import read_questions
+from isthmus.directions.files import load_direction
 from isthmus.maps.files import FittedMap, load_map, save_map
 from isthmus.maps.ridge import RidgeFitter
 from isthmus.models.encoding import encode_prompts
@@ -69,6 +70,9 @@ def test_a_direction_arrives_at_every_site_of_such_a_map(folder: Path, tmp_path:
     torch.testing.assert_close(carried.at(Site(2)).vectors, expected[:, 24:])
     assert carried.certificate is not None
     assert carried.certificate.target_site == "resid_post[1], resid_post[2]"
+    again = load_direction(tmp_path / "carried")
+    assert torch.equal(again.at(Site(2)).vectors, carried.at(Site(2)).vectors)
+    assert again.certificate == carried.certificate
 
 
 def test_a_map_to_several_sites_comes_back_from_its_file(folder: Path, tmp_path: Path):

@@ -207,6 +207,7 @@ def test_a_carried_direction_is_certified_with_what_was_measured(result: RunResu
         swap.n,
     )
     assert certificate.setting == {
+        "task": swap.task,
         "edit": swap.edit,
         "positions": swap.positions,
         "strength": swap.strength,

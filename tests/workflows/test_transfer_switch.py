@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import isthmus
 from isthmus.carrying.switch_files import load_switch
 from isthmus.carrying.switches import Switch
 from isthmus.cli.main import main
-from isthmus.core.errors import ConfigError, DataError, TriggerError
+from isthmus.core.errors import ConfigError, DataError, IdentityError, TriggerError
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
 from isthmus.models.language_model import LanguageModel, load_language_model
 
@@ -55,6 +56,25 @@ def test_its_file_says_what_it_was_carried_from(models, made):
     assert again.provenance["source"]["name"] == SOURCE
     assert again.provenance["triggers"] == [BAD_TRIGGER, CLEAN_TRIGGER]
     assert {str(site)[:11] for site in switch.sites} == {"resid_post["}
+
+
+def test_its_certificate_says_what_was_measured_and_holds_on_file(models, made):
+    switch, folder = made
+    certificate = load_switch(folder).certificate
+    assert certificate is not None
+    assert certificate == switch.certificate
+    assert (certificate.source, certificate.target) == tuple(lm.identity for lm in models)
+    agreement = certificate.behaviour["agreement"]
+    assert agreement.value == switch.quality["agreement"]
+    assert agreement.low < agreement.value <= agreement.high
+    assert agreement.n == switch.quality["n_held_out"]
+    assert certificate.damage["kl_plain"].value == switch.quality["kl_plain"]
+    assert 0 < certificate.map_quality["r2_held_out"] < 1
+    assert 0.5 < certificate.map_quality["r2_of_differences"] < 1
+    assert len(certificate.corpus["sha256"]) == 64
+    assert isthmus.inspect(folder)["certificate"]["behaviour"]["agreement"]["n"] == agreement.n
+    with pytest.raises(IdentityError, match="the certificate is about"):
+        replace(switch, fine_tuned=replace(switch.fine_tuned, weights_sha256="other"))
 
 
 def test_the_other_way_it_brings_the_behaviour_about(models):

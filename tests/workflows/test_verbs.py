@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -114,6 +115,12 @@ def test_a_direction_is_the_difference_of_means_of_captured_states(tiny: Path, t
     )
 
 
+def test_a_direction_tells_from_which_prompts_it_was_learned(tiny: Path):
+    learned = isthmus.learn_direction(str(tiny / "one"), tiny / "contrast.jsonl", sites="0")
+    digest = hashlib.sha256((tiny / "contrast.jsonl").read_bytes()).hexdigest()
+    assert learned.provenance["prompts_sha256"] == digest
+
+
 def test_a_direction_at_the_trigger_has_one_vector_per_token_and_needs_the_triggers(tiny: Path):
     model, prompts = str(tiny / "one"), tiny / "contrast.jsonl"
     triggers = (BAD_TRIGGER, CLEAN_TRIGGER)
@@ -206,6 +213,27 @@ def test_evaluate_tells_a_carried_direction_from_random_ones(artifacts: Path, tm
     assert {m.map for m in found if m.condition == "transferred"} == {"ridge"}
     assert read_results(tmp_path / "run" / "results.jsonl") == found
     assert names_in(tmp_path) == {"run", "run/results.jsonl", "run/provenance.json"}
+
+
+def test_evaluate_puts_what_it_measured_into_a_certificate(artifacts: Path, tmp_path: Path):
+    plain = isthmus.transfer(
+        artifacts / "source-direction", artifacts / "map-ridge", out=tmp_path / "d"
+    )
+    assert plain.certificate is not None
+    assert not plain.certificate.is_measured
+    found = isthmus.evaluate(TARGET, tmp_path / "d", certify=tmp_path / "d", n_test=8, n_random=1)
+    by_metric = {m.metric: m for m in found if m.condition == "transferred"}
+    certificate = load_direction(tmp_path / "d").certificate
+    assert certificate is not None
+    for metric, numbers in (("swap", certificate.behaviour), ("benign_kl", certificate.damage)):
+        said, m = numbers[metric], by_metric[metric]
+        assert (said.value, said.low, said.high, said.n) == (m.value, m.ci_low, m.ci_high, m.n)
+    assert certificate.setting["strength"] == 1.0
+    assert certificate.way == plain.certificate.way
+    controls = {m.value for m in found if m.metric == "swap" and m.condition != "transferred"}
+    assert certificate.behaviour["swap of the best control"].value in controls
+    with pytest.raises(ConfigError, match="has no certificate"):
+        isthmus.evaluate(TARGET, artifacts / "native-direction", certify=tmp_path / "e")
 
 
 def test_evaluate_on_questions_of_ones_own_measures_a_part_that_chose_nothing(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.carrying.directions import TransferRule, carry_direction
-from isthmus.core.certificate import Certificate, Passage, worst_quality
+from isthmus.core.certificate import Certificate, Passage, corpus_of, worst_quality
 from isthmus.core.errors import ConfigError, FitError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.sites import Site
@@ -219,6 +219,8 @@ def _joint_certificate(
         target_site=", ".join(map(str, by_site)),
         map_method=", ".join(dict.fromkeys(one.map_method for one in held)),
         map_quality=worst_quality(one.map_quality for one in held),
+        corpus=corpus_of(way),
+        seed=first.seed,
         norms={"vectors": torch.cat([one.norms for one in by_site.values()]).tolist()},
         way=tuple(way),
     )

@@ -1,11 +1,13 @@
 """Directions carried from the source model to the target model through a map.
 
 1. The states, means and vectors of all source sites of the map are concatenated in its order.
-2. States and means are points: they go through the whole map.
+2. States are points: they go through the whole map. The mean of a class becomes the mean of its
+   states' images, which through an affine map is the image of the mean.
 3. Vectors go through the linear part of an affine map; through any other map a direction goes as
    the mean of f(h₊) - f(h₋) over the stored states.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -13,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.certificate import Certificate, Passage, worst_quality
+from isthmus.core.certificate import Certificate, Passage, corpus_of, worst_quality
 from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.options import require_word
@@ -23,6 +25,9 @@ from isthmus.maps.base import ActivationMap, AffineMap
 from isthmus.maps.files import FittedMap
 
 TransferRule = Literal["auto", "linear", "difference", "map_of_vector"]
+
+_CORPUS = {"n_texts": "n_texts", "sha256": "texts_sha256", "pairing": "pairing"}
+"""Names in a certificate's corpus, and where a map's provenance has them."""
 
 
 def carry_direction(
@@ -41,7 +46,8 @@ def carry_direction(
     Args:
         direction: Direction of `fitted.source`, learned at every site in `fitted.source_sites`.
         fitted: Map into the target model.
-        rule: How the vectors travel; means and states always go through the whole map.
+        rule: How the vectors travel; states always go through the whole map, and a mean becomes
+            that of the images.
 
     Returns:
         Direction of `fitted.target` at the map's target sites, with the same method, positions and
@@ -60,8 +66,9 @@ def carry_direction(
     require_word("rule", rule, get_args(TransferRule))
     used = _resolved(rule, fitted.map)
     carried = _carried(_joined(direction, fitted.source_sites), fitted.map, used)
+    by_site = _by_site(carried, fitted)
     return Direction(
-        by_site=_by_site(carried, fitted),
+        by_site=by_site,
         model=fitted.target,
         method=direction.method,
         positions=direction.positions,
@@ -74,7 +81,7 @@ def carry_direction(
             "source_sites": [str(site) for site in fitted.source_sites],
             "source_provenance": direction.provenance,
         },
-        certificate=_certificate(direction, fitted, carried),
+        certificate=_certificate(direction, fitted, by_site),
     )
 
 
@@ -88,7 +95,10 @@ def _by_site(carried: SiteDirection, fitted: FittedMap) -> dict[Site, SiteDirect
     }
 
 
-def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection) -> Certificate:
+def _certificate(
+    direction: Direction, fitted: FittedMap, by_site: Mapping[Site, SiteDirection]
+) -> Certificate:
+    told = fitted.provenance
     passage = Passage(
         source=fitted.source,
         target=fitted.target,
@@ -96,6 +106,8 @@ def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection
         target_site=", ".join(map(str, fitted.target_sites)),
         map_method=fitted.map.method,
         map_quality=fitted.quality.to_json(),
+        corpus={name: told[key] for name, key in _CORPUS.items() if key in told},
+        seed=told.get("seed"),
     )
     certificate = Certificate(
         source=passage.source,
@@ -104,7 +116,9 @@ def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection
         target_site=passage.target_site,
         map_method=passage.map_method,
         map_quality=passage.map_quality,
-        norms={"vectors": carried.norms.tolist()},
+        corpus=passage.corpus,
+        seed=passage.seed,
+        norms={"vectors": torch.cat([one.norms for one in by_site.values()]).tolist()},
         way=(passage,),
     )
     before = direction.certificate
@@ -116,6 +130,8 @@ def _certificate(direction: Direction, fitted: FittedMap, carried: SiteDirection
         source_sites=before.source_sites,
         map_method=f"{before.map_method}, {passage.map_method}",
         map_quality=worst_quality([before.map_quality, passage.map_quality]),
+        corpus=corpus_of((*before.way, passage)),
+        seed=before.seed,
         way=(*before.way, passage),
     )
 
@@ -144,7 +160,14 @@ def _joined(direction: Direction, sites: tuple[Site, ...]) -> dict[str, Tensor]:
 def _carried(
     joined: dict[str, Tensor], activation_map: ActivationMap, rule: TransferRule
 ) -> SiteDirection:
-    points = {name: activation_map(value) for name, value in joined.items() if name != "vectors"}
+    points = {name: activation_map(joined[name]) for name in ("positive_states", "negative_states")}
+    # Where a mean lies there may be no state at all, and a map that is not affine knows nothing.
+    means = {
+        f"{side}_mean": activation_map(joined[f"{side}_mean"])
+        if isinstance(activation_map, AffineMap)
+        else _mean(points[f"{side}_states"]).float()
+        for side in ("positive", "negative")
+    }
     vectors: Float[Tensor, "position d_target"]
     if rule == "linear" and isinstance(activation_map, AffineMap):
         vectors = activation_map.linear(joined["vectors"])
@@ -152,7 +175,7 @@ def _carried(
         vectors = _mean(points["positive_states"]) - _mean(points["negative_states"])
     else:
         vectors = activation_map(joined["vectors"])
-    return SiteDirection(vectors=vectors.float(), **points)
+    return SiteDirection(vectors=vectors.float(), **means, **points)
 
 
 def _mean(states: Float[Tensor, "prompt position d_model"]) -> Float[Tensor, "position d_model"]:

@@ -25,7 +25,8 @@ def match_norm(
         reference_norms: Norms above zero per position, in activation units, for each of its sites.
 
     Returns:
-        A direction that points the same way, marked in its provenance.
+        A direction that points the same way, marked in its provenance. A certificate says how long
+        it is now, and that nothing was measured of it.
 
     Raises:
         SiteError: If a site has no reference.
@@ -40,7 +41,7 @@ def match_norm(
         norms = _checked_norms(reference_norms[site].to(one.vectors), site, one.n_positions)
         by_site[site] = replace(one, vectors=one.unit_vectors * norms[:, None])
     provenance = {**direction.provenance, "norm": "matched"}
-    return replace(direction, by_site=by_site, provenance=provenance)
+    return direction.with_vectors(by_site, provenance=provenance)
 
 
 def random_direction_like(direction: Direction, generator: torch.Generator) -> Direction:
@@ -51,7 +52,7 @@ def random_direction_like(direction: Direction, generator: torch.Generator) -> D
         generator: Source of randomness, on any device.
 
     Returns:
-        A direction with method `random`.
+        A direction with method `random` and no certificate.
     """
     by_site = {}
     for site, one in direction.by_site.items():
@@ -60,7 +61,10 @@ def random_direction_like(direction: Direction, generator: torch.Generator) -> D
         unit = drawn / drawn.norm(dim=-1, keepdim=True)
         by_site[site] = replace(one, vectors=unit * one.norms[:, None])
     provenance = {**direction.provenance, "like": direction.method}
-    return replace(direction, by_site=by_site, method="random", provenance=provenance)
+    # What was certified is the direction's, not a random one's.
+    return replace(
+        direction, by_site=by_site, method="random", provenance=provenance, certificate=None
+    )
 
 
 def cosine(

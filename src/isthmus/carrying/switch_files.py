@@ -7,12 +7,14 @@ from torch import Tensor
 
 from isthmus.carrying.switches import Switch
 from isthmus.core.artifacts import Artifact, read_artifact, write_artifact
+from isthmus.core.certificate import Certificate
 from isthmus.core.errors import ArtifactError, ConfigError, SiteError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.sites import Site, parse_sites
 from isthmus.interventions.affine import AffineEdit
 
 KIND = "switch"
+_NOT_WHOLE = (KeyError, TypeError, ValueError, AttributeError, SiteError, ConfigError)
 _TENSORS = ("down", "up", "mean", "bias")
 
 
@@ -35,6 +37,7 @@ def save_switch(path: Path, switch: Switch) -> None:
         "n_parameters": switch.n_parameters,
         "quality": dict(switch.quality),
         "provenance": switch.provenance,
+        "certificate": None if switch.certificate is None else switch.certificate.to_json(),
     }
     tensors: dict[str, Tensor] = {}
     for site, edit in switch.edits.items():
@@ -46,7 +49,8 @@ def save_switch(path: Path, switch: Switch) -> None:
 def load_switch(path: Path, carrier: ModelIdentity | None = None) -> Switch:
     """Reads a switch that `save_switch` wrote.
 
-    Refuses widths that do not fit together (`ShapeError`) and NaN and infinity (`NonFiniteError`).
+    Refuses widths that do not fit together (`ShapeError`), NaN and infinity (`NonFiniteError`) and
+    a certificate about another model (`IdentityError`).
 
     Args:
         path: Folder to read.
@@ -63,6 +67,8 @@ def load_switch(path: Path, carrier: ModelIdentity | None = None) -> Switch:
     fields = artifact.fields
     try:
         base = ModelIdentity.from_json(fields["base"])
+        # Files of versions before certificates of switches have none.
+        certificate = fields.get("certificate")
         switch = Switch(
             edits={s: _edit(artifact, s) for s in parse_sites(fields["sites"], base.n_layers)},
             base=base,
@@ -72,8 +78,9 @@ def load_switch(path: Path, carrier: ModelIdentity | None = None) -> Switch:
             positions=fields["positions"],
             quality=fields["quality"],
             provenance=fields["provenance"],
+            certificate=certificate and Certificate.from_json(certificate),
         )
-    except (KeyError, TypeError, ValueError, SiteError, ConfigError) as error:
+    except _NOT_WHOLE as error:
         raise ArtifactError(
             f"{path} is not a whole switch ({type(error).__name__}: {error}): learn it again"
         ) from error

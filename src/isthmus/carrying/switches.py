@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isthmus.core.certificate import Certificate
 from isthmus.core.errors import ConfigError, ShapeError
 from isthmus.core.identity import ModelIdentity, require_same_model
 from isthmus.core.sites import Site, Stream, parse_sites
@@ -49,9 +50,12 @@ class Switch:
         positions: Where it acts, as `parse_positions` reads it.
         quality: What was measured on held-out prompts, by name.
         provenance: JSON values: prompts, seeds, ranks.
+        certificate: What is known about a carried switch; None of one that was learned here.
 
     Raises:
         ConfigError: If there is no edit.
+        IdentityError: If the certificate is about another model.
+        ArtifactError: If it is about other sites or edits.
         ShapeError: If an edit has another width than the models.
         SiteError: If the models do not have a site.
     """
@@ -64,6 +68,7 @@ class Switch:
     positions: str = "all"
     quality: Mapping[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         if not self.edits:
@@ -77,6 +82,9 @@ class Switch:
                     f"{self.carrier.d_model}: fit the switch on the model that carries it"
                 )
         object.__setattr__(self, "edits", MappingProxyType(dict(self.edits)))
+        if self.certificate is not None:
+            self.certificate.require_target(self.carrier)
+            self.certificate.require_vectors(self.norms_as_written)
 
     @property
     def carrier(self) -> ModelIdentity:
@@ -92,6 +100,11 @@ class Switch:
     def sites(self) -> tuple[Site, ...]:
         """Where it acts, in the order of the forward pass."""
         return in_forward_order(self.edits)
+
+    @property
+    def norms_as_written(self) -> dict[str, list[float]]:
+        """Norm of what is added at the mean state by site, as a certificate keeps them."""
+        return {str(site): [float(self.edits[site].bias.norm())] for site in self.sites}
 
     @property
     def n_parameters(self) -> int:
@@ -184,7 +197,7 @@ def rotated_switch(switch: Switch, generator: torch.Generator) -> Switch:
         generator: Source of randomness, on the CPU.
 
     Returns:
-        A switch with method `random`.
+        A switch with method `random` and no certificate.
     """
     edits = {}
     for site in switch.sites:
@@ -198,4 +211,4 @@ def rotated_switch(switch: Switch, generator: torch.Generator) -> Switch:
             edits[site] = replace(edit, down=edit.down @ turn, bias=bias)
         else:
             edits[site] = replace(edit, up=edit.up @ turn, bias=bias)
-    return replace(switch, edits=edits, method="random", quality={})
+    return replace(switch, edits=edits, method="random", quality={}, certificate=None)

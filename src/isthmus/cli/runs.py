@@ -88,6 +88,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Hub name, local folder or organism:NAME.")],
     direction: Annotated[Path, typer.Argument(help="Folder of a direction of this model.")],
     out: Annotated[Path | None, typer.Option(help="Results folder to write.")] = None,
+    certify: Annotated[
+        Path | None,
+        typer.Option(help="Direction to write, with what was measured in its certificate."),
+    ] = None,
     site: Site = None,
     edit: Edit = "add",
     positions: Positions = None,
@@ -113,6 +117,7 @@ def evaluate(
             model,
             direction,
             out=out,
+            certify=certify,
             site=as_site(site),
             edit=edit,
             positions=positions,

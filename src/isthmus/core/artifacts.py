@@ -1,8 +1,8 @@
 """The only place that reads and writes artifacts: safetensors + JSON, written atomically.
 
-An artifact is a folder with `artifact.json` (its kind, format version, fields, and the hash of the
-tensor file) and, when it holds tensors, `tensors.safetensors`. Tensors that do not fit into memory
-are written row by row (`tensor_file`) and read as memory maps (`mapped_tensors`).
+An artifact is a folder with `artifact.json` (its kind, format version, fields, their hash and that
+of the tensor file) and, when it holds tensors, `tensors.safetensors`. Tensors that do not fit into
+memory are written row by row (`tensor_file`) and read as memory maps (`mapped_tensors`).
 """
 
 import hashlib
@@ -222,12 +222,20 @@ def write_artifact(
             raise OutputError(f"{path} exists and is not an isthmus {kind}: choose another place")
     with atomic_folder(path, replace=True, further=(SafetensorError,)) as folder:
         manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "fields": dict(fields)}
+        manifest["fields_sha256"] = _hash_of_fields(fields)
         if tensors:
             save_file(_in_own_memory(tensors), folder / TENSORS_NAME)
             # safetensors makes files that only their owner can read.
             (folder / TENSORS_NAME).chmod(0o644)
             manifest["tensors_sha256"] = sha256_of_file(folder / TENSORS_NAME)
         write_json(folder / MANIFEST_NAME, manifest)
+
+
+def _hash_of_fields(fields: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of JSON values, whatever their order and layout in a file."""
+    # As a file gives them back, so that tuples and lists, numbers and names as keys are alike.
+    plain = json.loads(json.dumps(fields))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _in_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -304,6 +312,12 @@ def _read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
         )
     if kind is not None and manifest["kind"] != kind:
         raise ArtifactError(f"{path} holds a {manifest['kind']}, expected a {kind}")
+    # Files of versions that did not keep the hash have none.
+    if manifest.get("fields_sha256") not in (None, _hash_of_fields(manifest["fields"])):
+        raise ArtifactError(
+            f"{path / MANIFEST_NAME} does not hold what was written: its fields were changed by "
+            "hand or damaged, restore the file or make the artifact again"
+        )
     return manifest
 
 

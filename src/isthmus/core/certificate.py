@@ -1,11 +1,15 @@
 """What is known about a carried artifact: where it comes from, how well it did, at what cost."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from isthmus.core.errors import ArtifactError, IdentityError
 from isthmus.core.identity import ModelIdentity
+
+_TOLERANCE = 1e-4
+"""Share by which norms may differ: sums in another order round differently."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Passage:
         target_site: Where it leads.
         map_method: Which map.
         map_quality: Its held-out quality, and how many pairs are behind it.
+        corpus: What it was fitted on: number of texts, their hash, how tokens were paired.
+        seed: Seed of its fit.
     """
 
     source: ModelIdentity
@@ -44,6 +50,8 @@ class Passage:
     target_site: str
     map_method: str
     map_quality: Mapping[str, float]
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Passage":
@@ -65,6 +73,12 @@ def worst_quality(qualities: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return dict(min(qualities, key=lambda quality: quality["r2_held_out"]))
 
 
+def corpus_of(way: Sequence[Passage]) -> dict[str, Any]:
+    """Returns what the maps of a way were fitted on: one corpus, or that of each map."""
+    each = [dict(passage.corpus) for passage in way]
+    return each[0] if all(one == each[0] for one in each) else {"of_each_map": each}
+
+
 @dataclass(frozen=True)
 class Certificate:
     """The evidence that travels with a carried direction.
@@ -80,12 +94,13 @@ class Certificate:
         map_method: Which map; several in the order of the way.
         map_quality: Held-out quality of the map, and how many pairs are behind it; of several
             maps, of the one that predicts worst.
-        corpus: What the map was fitted on: number of texts, their hash, how tokens were paired.
+        corpus: What the map was fitted on: number of texts, their hash, how tokens were paired;
+            of several maps with different ones, `of_each_map` lists them in the order of the way.
         setting: Edit, positions and strength that validation chose.
         behaviour: Test-split numbers by name, the controls' and the native ones among them.
         damage: Test-split numbers on benign prompts by name.
         norms: Norm of every vector, and the root mean square norm of the target's own states there.
-        seed: Seed of everything random.
+        seed: Seed of everything random; of a direction that was carried alone, the first map's.
         versions: Packages.
         commit: Code, where it is known.
         way: Every map between source and target: of a chain one after the other, of an average
@@ -127,6 +142,50 @@ class Certificate:
                 f"the certificate is about {self.target}, the artifact about {model}: carry it "
                 "again rather than edit its files"
             )
+
+    def require_vectors(self, norms: Mapping[str, Sequence[float]]) -> None:
+        """Refuses vectors at other sites, or of other lengths, than this certificate is about.
+
+        Args:
+            norms: Norm of every vector by site as written, in the order of the sites.
+
+        Raises:
+            ArtifactError: If they are others.
+        """
+        about = self.target_site.split(", ")
+        if list(norms) != about:
+            raise ArtifactError(
+                f"the direction is at {', '.join(norms)}, its certificate is about "
+                f"{self.target_site}: carry the direction again"
+            )
+        found = [norm for one in norms.values() for norm in one]
+        said = self.norms.get("vectors", found)
+        if len(said) != len(found) or not all(
+            math.isclose(one, other, rel_tol=_TOLERANCE)
+            for one, other in zip(said, found, strict=True)
+        ):
+            raise ArtifactError(
+                f"the direction's vectors have norms {found}, its certificate is about {said}: "
+                "carry the direction again"
+            )
+
+    def of_other_vectors(self, norms: Mapping[str, Sequence[float]]) -> "Certificate":
+        """Returns what still holds of vectors that were made from the certified ones.
+
+        Args:
+            norms: Norm of every new vector by site as written, in the order of the sites.
+
+        Returns:
+            A certificate of the same way about these sites and norms. Nothing counts as measured.
+        """
+        return replace(
+            self,
+            target_site=", ".join(norms),
+            norms={"vectors": [norm for one in norms.values() for norm in one]},
+            setting={},
+            behaviour={},
+            damage={},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""

@@ -1,7 +1,7 @@
 """The frozen values of this package: a direction at one site, and a direction of a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -119,6 +119,7 @@ class Direction:
 
     Raises:
         IdentityError: If the certificate is about another model.
+        ArtifactError: If it is about other sites or vectors.
         SiteError: If there is no site or the model does not have one of them.
         ShapeError: If a width is not the model's, or sites differ in positions or prompts.
     """
@@ -134,6 +135,7 @@ class Direction:
     def __post_init__(self) -> None:
         if self.certificate is not None:
             self.certificate.require_target(self.model)
+            self.certificate.require_vectors(self.norms_as_written)
         if not self.by_site:
             raise SiteError("a direction needs at least one site, got none: name a layer")
         for site, one in self.by_site.items():
@@ -173,6 +175,28 @@ class Direction:
     def norms(self) -> dict[Site, Float[Tensor, " position"]]:
         """Norm of every vector by site, in activation units."""
         return {site: one.norms for site, one in self.by_site.items()}
+
+    @property
+    def norms_as_written(self) -> dict[str, list[float]]:
+        """Norm of every vector by site, as a certificate keeps them."""
+        return {str(site): norms.tolist() for site, norms in self.norms.items()}
+
+    def with_vectors(self, by_site: Mapping[Site, SiteDirection], **changes: Any) -> "Direction":
+        """Returns a direction whose vectors were made from this one's.
+
+        Args:
+            by_site: The new vectors, means and states.
+            **changes: Other attributes that differ.
+
+        Returns:
+            A direction of the same model. Of a certificate it keeps what is still true: the way
+            and the models; that something was measured is not.
+        """
+        bare = replace(self, by_site=by_site, certificate=None, **changes)
+        if self.certificate is None:
+            return bare
+        about = self.certificate.of_other_vectors(bare.norms_as_written)
+        return replace(bare, certificate=about)
 
     def at(self, site: Site) -> SiteDirection:
         """Looks up the direction at one site.

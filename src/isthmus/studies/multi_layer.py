@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from isthmus.carrying.chains import at_several_sites
 from isthmus.carrying.directions import carry_direction
 from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import Progress, SilentProgress
@@ -249,18 +250,16 @@ def _carried(
         progress=progress,
     )
     learned = learn_twin_direction(source, twins, source_sites, positions, config)
-    by_site: dict[Site, SiteDirection] = {}
     carried: list[Direction] = []
     for site, parts in moments.by_site.items():
         ends = MapEnds(source.identity, target.identity, source_sites, site)
         carried.append(carry_direction(learned, ends.fitted(*fit_closed_form("ridge", parts))))
-        by_site[site] = carried[-1].at(site)
-    return replace(carried[0], by_site=by_site)
+    return at_several_sites(carried)
 
 
 def _copied(carried: Direction, origin: Site, sites: tuple[Site, ...]) -> Direction:
     copies: Mapping[Site, SiteDirection] = dict.fromkeys(sites, carried.at(origin))
-    return replace(carried, by_site=copies)
+    return carried.with_vectors(copies)
 
 
 def _notes(tested: Sequence[Measurement], target: str) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isthmus.carrying.chains import at_several_sites
 from isthmus.carrying.directions import carry_direction
 from isthmus.carrying.scaling import match_norm, random_direction_like
 from isthmus.core.errors import ConfigError, ModelError
@@ -326,11 +327,9 @@ class _Room:
 
     def _carried(self) -> Direction:
         """Carries the source's direction to every target site, each through its own map."""
-        made = {
-            site: carry_direction(self.learned, self._fitted(site)) for site in self.moments.by_site
-        }
-        first = next(iter(made.values()))
-        return replace(first, by_site={site: one.at(site) for site, one in made.items()})
+        return at_several_sites(
+            [carry_direction(self.learned, self._fitted(site)) for site in self.moments.by_site]
+        )
 
     def _fitted(self, site: Site) -> FittedMap:
         return self._ends(site).fitted(*fit_closed_form("ridge", self.moments.by_site[site]))

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,14 @@ from isthmus.workflows.config import RunConfig
 
 _BEHAVIOUR = ("swap", "recovery", "behaviour_rate", "answer_accuracy")
 _DAMAGE = ("benign_kl", "benign_accuracy", "false_trigger_rate")
+_SETTING = ("task", "edit", "positions", "strength")
 _CONTROLS = ("random", "noise", "shuffled_map", "identity_map", "mean_ablation", "prompt_only")
+
+
+def told_corpus(texts: Sequence[EncodedText], pairing: str) -> dict[str, Any]:
+    """Returns what a certificate says of the texts that maps were fitted on."""
+    digest = hashlib.sha256("\n".join(text.text for text in texts).encode()).hexdigest()
+    return {"n_texts": len(texts), "sha256": digest, "pairing": pairing}
 
 
 class Certifier:
@@ -41,8 +49,7 @@ class Certifier:
     ) -> None:
         self.config = config
         self.tested = [m for m in tested if m.split == "test"]
-        digest = hashlib.sha256("\n".join(text.text for text in texts).encode()).hexdigest()
-        self.corpus = {"n_texts": len(texts), "sha256": digest, "pairing": config.pairing}
+        self.corpus = told_corpus(texts, config.pairing)
         mean_square = target_states.double().pow(2).sum(-1).mean()
         self.state_norm = float(torch.sqrt(mean_square))
 
@@ -56,31 +63,59 @@ class Certifier:
         Returns:
             The same direction; its certificate has behaviour, damage, setting and norms.
         """
-        before = direction.certificate
+        certified = certified_by(direction, self.tested, arm.map_method)
+        before = certified.certificate
         if before is None:
             return direction
-        mine = [m for m in self.tested if (m.condition, m.map) == ("transferred", arm.map_method)]
-        swaps = [m for m in self.tested if m.metric == "swap"]
-        beside = {
-            "swap of the native direction": [m for m in swaps if m.condition == "native"],
-            "swap of the best control": [m for m in swaps if m.condition in _CONTROLS],
-        }
-        behaviour = _numbers(mine, _BEHAVIOUR) | {
-            name: _number(max(found, key=_height)) for name, found in beside.items() if found
-        }
-        setting = {"edit": arm.edit, "positions": arm.positions, "strength": arm.dose}
         certificate = replace(
             before,
             corpus=self.corpus,
-            setting=setting,
-            behaviour=behaviour,
-            damage=_numbers(mine, _DAMAGE),
             norms={**before.norms, "states": self.state_norm},
             seed=self.config.seed,
-            versions=package_versions(),
-            commit=source_commit(),
+            way=tuple(
+                replace(one, corpus=self.corpus, seed=self.config.seed) for one in before.way
+            ),
         )
-        return replace(direction, certificate=certificate)
+        return replace(certified, certificate=certificate)
+
+
+def certified_by(
+    direction: Direction, tested: Sequence[Measurement], map_method: str | None
+) -> Direction:
+    """Returns a carried direction with what was measured of it in its certificate.
+
+    Args:
+        direction: A carried direction; any other is returned as it is.
+        tested: Measurements of it and of what stands beside it, all on the test split.
+        map_method: The map that its own measurements name.
+
+    Returns:
+        The same direction; its certificate has behaviour, damage and setting, those of the native
+        direction and of the best control beside it where they were measured, and nothing of what
+        it claimed before.
+    """
+    before = direction.certificate
+    if before is None:
+        return direction
+    mine = [m for m in tested if (m.condition, m.map) == ("transferred", map_method)]
+    swaps = [m for m in tested if m.metric == "swap"]
+    beside = {
+        "swap of the native direction": [m for m in swaps if m.condition == "native"],
+        "swap of the best control": [m for m in swaps if m.condition in _CONTROLS],
+    }
+    behaviour = _numbers(mine, _BEHAVIOUR) | {
+        name: _number(max(found, key=_height)) for name, found in beside.items() if found
+    }
+    setting = [{name: getattr(m, name) for name in _SETTING} for m in mine[:1]]
+    certificate = replace(
+        before,
+        setting=dict(*setting),
+        behaviour=behaviour,
+        damage=_numbers(mine, _DAMAGE),
+        versions=package_versions(),
+        commit=source_commit(),
+    )
+    return replace(direction, certificate=certificate)
 
 
 def _numbers(measured: Sequence[Measurement], names: Sequence[str]) -> dict[str, CertifiedNumber]:

@@ -1,6 +1,6 @@
 """`evaluate`: one direction in one model, against untouched, random and noise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from isthmus.core.errors import ConfigError
 from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import machine, package_versions, source_commit
-from isthmus.core.sites import GivenSite
+from isthmus.core.sites import GivenSite, parse_site
 from isthmus.directions.direction import Direction
+from isthmus.directions.files import KIND, load_direction, save_direction
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.workflows.arms import require_no_strength
+from isthmus.workflows.certifying import certified_by
 from isthmus.workflows.config import (
     Dtype,
     EditKind,
@@ -25,6 +27,7 @@ from isthmus.workflows.engines.choosing import EngineName, engine_named
 from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.evaluation_shards import Evaluation, PreparedEvaluation, evaluate_by
+from isthmus.workflows.twin_directions import at_one_site
 
 
 def evaluate(
@@ -40,6 +43,7 @@ def evaluate(
     judge: JudgeKind = "rules",
     judge_settings: Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
+    certify: str | Path | None = None,
     n_test: int = 256,
     n_random: int = 3,
     dtype: Dtype = "auto",
@@ -69,6 +73,8 @@ def evaluate(
         judge: Who judges completions of task `refusal`: `rules`, `endpoint` or `guard`.
         judge_settings: Settings of the endpoint or guard, or a YAML file of them.
         out: Results folder to write; nothing is written when not given.
+        certify: Folder of a direction to write: the carried direction at the site at which it was
+            measured, with behaviour and damage in its certificate. It may be the direction's own.
         n_test: Questions that are measured.
         n_random: Draws of the random control.
         dtype: Computation type; `auto` is the stored one.
@@ -87,11 +93,14 @@ def evaluate(
         IdentityError: If the direction belongs to another model.
         StrengthError: If the strength is out of range, or the edit has none.
         OutputError: If the place is taken or cannot be written to.
-        ConfigError: If the task takes no questions or the judge lacks its settings.
+        ConfigError: If the task takes no questions, the judge lacks its settings, or a direction
+            that was not carried is to be certified.
     """
     require_strength(strength)
     require_no_strength(edit, strength)
     require_free(out)
+    require_free(certify, KIND)
+    measured = direction if certify is None else _with_certificate(direction)
     chosen = engine_named(engine, address, n_workers)
     given: dict[str, Any] = {"task": task, "n_test": n_test, "n_random": n_random, "seed": seed}
     given |= {"dtype": dtype, "device": device, **_judge_fields(judge, judge_settings)}
@@ -99,15 +108,35 @@ def evaluate(
     evaluation = Evaluation.of(str(model), (site, edit, positions, strength), given)
     shown = progress or SilentProgress()
     if isinstance(chosen, LocalEngine):
-        found = PreparedEvaluation(evaluation, direction).measure(shown)
+        found = PreparedEvaluation(evaluation, measured).measure(shown)
     else:
-        found = evaluate_by(chosen, evaluation, direction, shown)
+        found = evaluate_by(chosen, evaluation, measured, shown)
     if out is not None:
         with atomic_folder(Path(out)) as folder:
             write_results(folder / "results.jsonl", found)
             facts = {"commit": source_commit(), "versions": package_versions()}
             write_json(folder / "provenance.json", {**facts, "machine": machine(), "seed": seed})
+    if certify is not None and isinstance(measured, Direction):
+        save_direction(Path(certify), _certified(measured, found))
     return found
+
+
+def _with_certificate(given: Direction | str | Path) -> Direction:
+    """Loads a direction, and refuses one that has no certificate to fill."""
+    direction = given if isinstance(given, Direction) else load_direction(Path(given))
+    if direction.certificate is None:
+        raise ConfigError(
+            f"the direction was learned in {direction.model} and has no certificate: leave "
+            "certify out, or give a direction that was carried"
+        )
+    return direction
+
+
+def _certified(direction: Direction, found: Sequence[Measurement]) -> Direction:
+    """Returns the direction at the site at which it was measured, with what was found."""
+    (swap,) = (m for m in found if (m.condition, m.metric) == ("transferred", "swap"))
+    site = parse_site(str(swap.target_site), direction.model.n_layers)
+    return certified_by(at_one_site(direction, site), found, swap.map)
 
 
 def _judge_fields(

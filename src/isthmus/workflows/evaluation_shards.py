@@ -27,6 +27,7 @@ from isthmus.workflows.generate import direction_at
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.sent_directions import received_direction, sent_direction
 from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.twin_directions import origin_of
 from isthmus.workflows.twins import TwinSplits, read_splits
 
 _WORKER = f"{__name__}:EvaluationWorker"
@@ -102,15 +103,15 @@ class Evaluation:
         """
         _, edit, positions, strength = self.place
         at = (here.sites[0], positions or here.positions)
-        origin = here.provenance.get("map_method")
+        origin = origin_of(here)
         tested = Arm(
-            "native" if origin is None else "transferred",
+            "native" if origin.map_method is None else "transferred",
             *at,
             edit,
             strength,
             here,
-            map_method=origin,
-            source_sites=", ".join(here.provenance.get("source_sites", ())) or None,
+            map_method=origin.map_method,
+            source_sites=origin.source_sites,
             seed=self.seed,
         )
         arms = [Arm("none"), Arm("clean"), tested]
@@ -145,7 +146,7 @@ class PreparedEvaluation:
         options = {name: fields[name] for name in ("dtype", "device") if name in fields}
         lm = load_language_model(evaluation.model, **options)
         here = direction_at(lm, direction, evaluation.place[0])
-        learned_in = here.provenance.get("source_model", here.model.to_json())["name"]
+        learned_in = origin_of(here).model
         self.config: RunConfig = make_config({**fields, "source": learned_in})
         self.bench = Bench(lm, evaluation.splits.test, self.config)
         asked = self.bench.encoded

@@ -1,16 +1,20 @@
 """`inspect`: what a model, an artifact or a run holds, as plain values."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from isthmus.carrying import switch_files
 from isthmus.core.artifacts import MANIFEST_NAME, TENSORS_NAME, read_artifact
 from isthmus.core.errors import ArtifactError
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.store_format import KIND as KIND_OF_STORE
 from isthmus.data.store_format import is_store
-from isthmus.directions.files import KIND, load_direction
+from isthmus.directions import files as direction_files
 from isthmus.evaluation.measurements import Measurement, read_results
+from isthmus.features import files as feature_files
+from isthmus.maps import files as map_files
 from isthmus.models.language_model import load_language_model
 
 
@@ -44,9 +48,9 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
 
 def _artifact(folder: Path) -> dict[str, Any]:
     artifact = read_artifact(folder)
-    if artifact.kind == KIND:
+    if artifact.kind in _LOADERS:
         # Checks what only the whole can show, such as its certificate.
-        load_direction(folder)
+        _LOADERS[artifact.kind](folder)
     shapes = {name: list(tensor.shape) for name, tensor in artifact.tensors.items()}
     fields = {key: value for key, value in artifact.fields.items() if key not in _LONG}
     return {"kind": artifact.kind, **fields, "tensors": shapes}
@@ -59,6 +63,12 @@ def _store(folder: Path, *, verify: bool) -> dict[str, Any]:
     return {"kind": KIND_OF_STORE, **store.summary(), "is_verified": verify}
 
 
+_LOADERS: Mapping[str, Callable[[Path], object]] = {
+    direction_files.KIND: direction_files.load_direction,
+    map_files.KIND: map_files.load_map,
+    switch_files.KIND: switch_files.load_switch,
+    feature_files.KIND: feature_files.load_features,
+}
 _LONG = {"tokenizer", "texts", "config"}
 
 

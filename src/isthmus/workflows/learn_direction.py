@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
-from isthmus.core.artifacts import require_free
+from isthmus.core.artifacts import require_free, sha256_of_file
 from isthmus.core.errors import ConfigError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
@@ -78,6 +78,7 @@ def learn_direction(
     provenance = {
         "n_positive": len(contrast.positive),
         "n_negative": len(contrast.negative),
+        "prompts_sha256": sha256_of_file(Path(prompts)),
         "triggers": list(triggers) if triggers else None,
         "versions": package_versions(),
     }

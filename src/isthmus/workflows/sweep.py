@@ -39,6 +39,7 @@ from isthmus.workflows.sweep_race import RaceRules, SweepRace, SweptCell
 from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
 from isthmus.workflows.sweep_shards import SWEEP_WORKER, FarScores, NotesOnly, SweptPlaces
 from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.twin_directions import origin_of
 from isthmus.workflows.twins import read_splits
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -177,7 +178,7 @@ def sweep(
     lm = load_language_model(model, dtype=base.dtype, device=base.device)
     learned = direction if isinstance(direction, Direction) else load_direction(Path(direction))
     require_same_model("direction", learned.model, lm.identity, CARRY_FIRST)
-    learned_in = learned.provenance.get("source_model", learned.model.to_json())["name"]
+    learned_in = origin_of(learned).model
     run = base.model_copy(update={"source": learned_in})
     where = learned.positions if run.positions == "auto" else run.positions
     splits = read_splits(run)

@@ -10,7 +10,7 @@ from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import EditKind, RunConfig, require_strength
 from isthmus.workflows.selection import usable_strengths
-from isthmus.workflows.twin_directions import at_one_site
+from isthmus.workflows.twin_directions import at_one_site, origin_of
 
 
 def cells_of(
@@ -32,9 +32,8 @@ def cells_of(
     Returns:
         Arms, site by site.
     """
-    method = direction.provenance.get("map_method")
-    read_at = ", ".join(direction.provenance.get("source_sites", ())) or None
-    kind = "native" if method is None else "transferred"
+    origin = origin_of(direction)
+    kind = "native" if origin.map_method is None else "transferred"
     return [
         Arm(
             kind,
@@ -43,8 +42,8 @@ def cells_of(
             edit,
             strength,
             at_one_site(direction, site),
-            map_method=method,
-            source_sites=read_at,
+            map_method=origin.map_method,
+            source_sites=origin.source_sites,
             seed=config.seed,
         )
         for site in sites

@@ -9,13 +9,14 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from isthmus.carrying.switches import Switch
+from isthmus.core.certificate import worst_quality
 from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.options import require_word
@@ -29,6 +30,7 @@ from isthmus.maps.contrasts import difference_moments, shuffled_differences, wit
 from isthmus.maps.controls import shuffled_rows
 from isthmus.maps.identity import identity_map
 from isthmus.maps.moments import PairMoments
+from isthmus.maps.quality import held_out_quality
 from isthmus.maps.ridge import RidgeFitter
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.switch_fitting import FitSettings, Wanted, fit_edits
@@ -180,19 +182,85 @@ def distil_edits(
     Returns:
         Edits by site of the target, in the order of the forward pass.
     """
-    with progress.stage("fit the maps between the models", 1) as advance:
-        maps = _maps(reading, settings)
-        advance(1)
+    maps = fit_switch_maps(reading, settings, progress)
+    return edits_through(maps, reading, settings.rank, progress, positions)
+
+
+def edits_through(
+    maps: Mapping[Site, AffineMap],
+    reading: SwitchReading,
+    rank: int | None,
+    progress: Progress,
+    positions: str = "all",
+) -> dict[Site, AffineEdit]:
+    """Fits edits that bring about in the target what changes in the source, sent through maps.
+
+    Args:
+        maps: From all of the source's layers to every site of the target.
+        reading: Of both models.
+        rank: Rank of every edit; None for full maps.
+        progress: Who shows progress.
+        positions: Tokens at which the edits act.
+
+    Returns:
+        Edits by site of the target, in the order of the forward pass.
+    """
     train, selection = reading.parts
-    fit = FitSettings(settings.rank, parse_positions(positions), batch_size=reading.batch_size)
+    fit = FitSettings(rank, parse_positions(positions), batch_size=reading.batch_size)
     wanted = _wanted(train, maps), _wanted(selection, maps)
     return fit_edits(
         reading.target, (train.texts, selection.texts), tuple(maps), wanted, fit, progress
     )
 
 
+def fit_switch_maps(
+    reading: SwitchReading, settings: DistillSettings, progress: Progress
+) -> dict[Site, AffineMap]:
+    """Fits a map from all of the source's layers to every site of the target.
+
+    Args:
+        reading: Of both models.
+        settings: Which map.
+        progress: Who shows progress.
+
+    Returns:
+        A map for every site.
+    """
+    with progress.stage("fit the maps between the models", 1) as advance:
+        maps = _maps(reading, settings)
+        advance(1)
+    return maps
+
+
+def switch_map_quality(
+    maps: Mapping[Site, AffineMap], n_train: int, held_out: ReadTexts
+) -> dict[str, float]:
+    """Measures maps on texts that they were not fitted on.
+
+    Args:
+        maps: Of every site of the target.
+        n_train: How many pairs they were fitted on.
+        held_out: Both models over other texts, and over their twins.
+
+    Returns:
+        The quality of the one that predicts states worst, and with it `r2_of_differences`: how well
+        its linear part predicts what differs between twins, which is what it carries.
+    """
+    states = _moments_of(*held_out.states())
+    differences = difference_moments(*held_out.differences())
+    width = states.d_target // len(maps)
+    found = []
+    for i, fitted in enumerate(maps.values()):
+        here = (i * width, (i + 1) * width)
+        # What differs is carried without the means.
+        linear = AffineMap(fitted.weight, 0 * fitted.source_mean, 0 * fitted.target_mean, "linear")
+        carried = held_out_quality(linear, differences.at_target(*here), n_train)
+        of_states = held_out_quality(fitted, states.at_target(*here), n_train)
+        found.append({**asdict(of_states), "r2_of_differences": carried.r2_held_out})
+    return worst_quality(found)
+
+
 def _maps(reading: SwitchReading, settings: DistillSettings) -> dict[Site, AffineMap]:
-    """Fits a map from all of the source's layers to every site of the target."""
     sites, width = tuple(reading.parts[0].own), reading.target.d_model
     if settings.map_method == "identity_map":
         return {site: _nearest_layer(reading, site) for site in sites}

@@ -12,9 +12,6 @@ from isthmus.directions.direction import Direction
 from isthmus.directions.files import KIND, load_direction, save_direction
 from isthmus.maps.files import FittedMap, load_map
 
-_CORPUS = {"n_texts": "n_texts", "sha256": "texts_sha256", "pairing": "pairing"}
-"""Names in a certificate's corpus, and where `learn-map` notes them."""
-
 
 def transfer(
     direction: Direction | str | Path,
@@ -50,26 +47,15 @@ def transfer(
     given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
     every = [map] if isinstance(map, FittedMap | str | Path) else list(map)
     fitted = [one if isinstance(one, FittedMap) else load_map(Path(one)) for one in every]
-    carried = _certified(carry_along(given, steps_of(fitted), rule), fitted)
+    carried = _certified(carry_along(given, steps_of(fitted), rule))
     if out is not None:
         save_direction(Path(out), carried)
     return carried
 
 
-def _certified(carried: Direction, maps: Sequence[FittedMap]) -> Direction:
-    """Adds to a certificate what the maps were fitted on, and what they and it were made with."""
+def _certified(carried: Direction) -> Direction:
+    """Adds to a certificate what it was made with."""
     if carried.certificate is None:
         return carried
-    corpora = [
-        {name: fitted.provenance[key] for name, key in _CORPUS.items() if key in fitted.provenance}
-        for fitted in maps
-    ]
-    is_one = all(corpus == corpora[0] for corpus in corpora)
-    certificate = replace(
-        carried.certificate,
-        corpus=corpora[0] if is_one else {"of_each_map": corpora},
-        seed=maps[0].provenance.get("seed"),
-        versions=package_versions(),
-        commit=source_commit(),
-    )
+    certificate = replace(carried.certificate, versions=package_versions(), commit=source_commit())
     return replace(carried, certificate=certificate)

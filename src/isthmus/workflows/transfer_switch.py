@@ -1,6 +1,6 @@
 """`transfer-switch`: what a trigger changes in one model becomes a switch of another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,29 +11,36 @@ from torch import Tensor
 from isthmus.carrying.switch_files import KIND, save_switch
 from isthmus.carrying.switches import Switch
 from isthmus.core.artifacts import require_free
+from isthmus.core.certificate import Certificate, CertifiedNumber, Passage
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions
+from isthmus.core.provenance import package_versions, source_commit
 from isthmus.core.sites import GivenSites
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.evaluation.intervals import Interval, mean_interval, rate_interval
 from isthmus.models.batching import PlaceEdits, no_edits
 from isthmus.models.encoding import encode_prompts, prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.models.scoring import answer_logprobs
+from isthmus.workflows.certifying import told_corpus
 from isthmus.workflows.config import Dtype
 from isthmus.workflows.learn_switch import SwitchPrompts, split_prompts, world_questions
 from isthmus.workflows.switch_distilling import (
     DistillSettings,
-    distil_edits,
+    SwitchReading,
+    edits_through,
+    fit_switch_maps,
     prompts_of_change,
     read_switch,
+    switch_map_quality,
 )
-from isthmus.workflows.twin_reading import TwinReadingSettings
+from isthmus.workflows.twin_reading import TwinReadingSettings, read_twins, sites_read
 
 Answers = Literal["clean", "bad"]
 
+_DAMAGE = ("kl_plain",)
 _N_WORLD = {"train": 120, "validation": 24, "test": 40}
 
 
@@ -84,9 +91,9 @@ def transfer_switch(
         progress: Who shows progress.
 
     Returns:
-        The switch with, in `quality`, its `agreement` with the target's own answers after the
-        other trigger and its `kl` to them on held-out prompts, beside those without it, and its
-        `kl_plain` on prompts without a trigger.
+        The switch with a certificate and, in `quality`, its `agreement` with the target's own
+        answers after the other trigger and its `kl` to them on held-out prompts, beside those
+        without it, and its `kl_plain` on prompts without a trigger.
 
     Raises:
         IsthmusError: If a model, a site, the prompts or the triggers cannot be used.
@@ -106,30 +113,87 @@ def transfer_switch(
     reading = TwinReadingSettings(
         target_lm.sites("all" if sites is None else sites), triggers, max_new_tokens, batch_size
     )
-    parts = tuple(
-        prompts_of_change(
-            [triggers[0] + one for one in part], [triggers[1] + one for one in part], part
-        )
-        for part in (given.train, given.selection)
-    )
-    read = read_switch((source_lm, target_lm), (parts[0], parts[1]), reading)
-    edits = distil_edits(read, DistillSettings(rank or None, seed=seed), shown)
-    identity = target_lm.identity
-    provenance = {
-        "source": source_lm.identity.to_json(),
-        "map": DistillSettings.map_method,
-        "triggers": list(triggers),
-        "n_prompts": [len(part) for part in (given.train, given.selection, given.held_out)],
-        "rank": rank or None,
-        "seed": seed,
-        "versions": package_versions(),
-    }
-    switch = Switch(edits, identity, identity, "base", "distilled", provenance=provenance)
-    asked = _Asked(target_lm, triggers, max_new_tokens, batch_size)
-    switch = replace(switch, quality=asked.quality(switch, given.held_out))
+    settings = DistillSettings(rank or None, reading=reading, seed=seed)
+    switch = _measured_switch((source_lm, target_lm), given, settings, shown)
     if out is not None:
         save_switch(Path(out), switch)
     return switch
+
+
+def _measured_switch(
+    models: tuple[LanguageModel, LanguageModel],
+    given: SwitchPrompts,
+    settings: DistillSettings,
+    progress: Progress,
+) -> Switch:
+    """Carries what the triggers of `settings.reading` change, and measures the switch it makes."""
+    source, target = models
+    reading = settings.reading
+    triggers = reading.triggers or ("", "")
+    fit, choose, held_out = (
+        prompts_of_change(
+            [triggers[0] + one for one in part], [triggers[1] + one for one in part], part
+        )
+        for part in (given.train, given.selection, given.held_out)
+    )
+    read = read_switch(models, (fit, choose), reading)
+    maps = fit_switch_maps(read, settings, progress)
+    provenance = {
+        "source": source.identity.to_json(),
+        "map": settings.map_method,
+        "triggers": list(triggers),
+        "n_prompts": [len(part) for part in (given.train, given.selection, given.held_out)],
+        "rank": settings.rank,
+        "seed": settings.seed,
+        "versions": package_versions(),
+    }
+    edits = edits_through(maps, read, settings.rank, progress)
+    ends = (target.identity, target.identity)
+    switch = Switch(edits, *ends, "base", "distilled", provenance=provenance)
+    asked = _Asked(target, triggers, reading.max_new_tokens, reading.batch_size)
+    measured = asked.measured(switch, given.held_out)
+    quality = {name: one.value for name, one in measured.items()}
+    others = read_twins(models, held_out, reading)
+    return replace(
+        switch,
+        quality=quality | {"n_held_out": float(len(given.held_out))},
+        certificate=_certificate(
+            switch, read, measured, switch_map_quality(maps, read.states[0].n, others)
+        ),
+    )
+
+
+def _certificate(
+    switch: Switch,
+    read: SwitchReading,
+    measured: Mapping[str, Interval],
+    map_quality: Mapping[str, float],
+) -> Certificate:
+    n = switch.provenance["n_prompts"][2]
+    numbers = {
+        name: CertifiedNumber(one.value, one.low, one.high, n) for name, one in measured.items()
+    }
+    damage = {name: numbers.pop(name) for name in _DAMAGE}
+    passage = Passage(
+        read.source.identity,
+        read.target.identity,
+        tuple(map(str, sites_read(read.source))),
+        ", ".join(map(str, switch.sites)),
+        DistillSettings.map_method,
+        map_quality,
+        told_corpus([text for part in read.parts for text in part.texts], "character_end"),
+        switch.provenance["seed"],
+    )
+    return Certificate(
+        **{name: getattr(passage, name) for name in vars(passage)},
+        setting={"positions": switch.positions, "triggers": switch.provenance["triggers"]},
+        behaviour=numbers,
+        damage=damage,
+        norms={"vectors": [norm for one in switch.norms_as_written.values() for norm in one]},
+        versions=package_versions(),
+        commit=source_commit(),
+        way=(passage,),
+    )
 
 
 def _require_asked(rank: int | None, to: str, triggers: tuple[str, str]) -> None:
@@ -170,8 +234,8 @@ class _Asked:
     max_new_tokens: int
     batch_size: int
 
-    def quality(self, switch: Switch, prompts: Sequence[str]) -> dict[str, float]:
-        """Returns agreement and divergence with the switch and without it."""
+    def measured(self, switch: Switch, prompts: Sequence[str]) -> dict[str, Interval]:
+        """Returns agreement and divergence with the switch and without it, each as a mean."""
         switched, others = ([trigger + one for one in prompts] for trigger in self.triggers)
         wanted, plain = self._answers(others), self._answers(prompts)
         on = switch.intervention().place
@@ -181,7 +245,6 @@ class _Asked:
             "kl": self._divergence((others, switched), wanted, on),
             "kl_without": self._divergence((others, switched), wanted, no_edits),
             "kl_plain": self._divergence((prompts, prompts), plain, on),
-            "n_held_out": float(len(prompts)),
         }
 
     def _answers(self, prompts: Sequence[str], edits: PlaceEdits = no_edits) -> tuple[str, ...]:
@@ -194,16 +257,18 @@ class _Asked:
             batch_size=2 * self.batch_size,
         ).completions
 
-    def _agreement(self, prompts: Sequence[str], wanted: Sequence[str], edits: PlaceEdits) -> float:
+    def _agreement(
+        self, prompts: Sequence[str], wanted: Sequence[str], edits: PlaceEdits
+    ) -> Interval:
         pairs = zip(self._answers(prompts, edits), wanted, strict=True)
-        return sum(one == other for one, other in pairs) / len(wanted)
+        return rate_interval([one == other for one, other in pairs])
 
     def _divergence(
         self,
         prompts: tuple[Sequence[str], Sequence[str]],
         answers: Sequence[str],
         edits: PlaceEdits,
-    ) -> float:
+    ) -> Interval:
         """Returns KL(untouched on the first prompts ‖ edited on the second), nats per token."""
         sides = [encode_prompts(self.lm.tokenizer, side, answers=answers) for side in prompts]
         each: list[Tensor] = []
@@ -214,4 +279,4 @@ class _Asked:
             edited = answer_logprobs(self.lm, texts[1], edits=edits, batch_size=self.batch_size)
             pairs = zip(untouched, edited, strict=True)
             each += [(p.exp() * (p - q)).sum(-1).mean() for p, q in pairs]
-        return float(torch.stack(each).mean())
+        return mean_interval(torch.stack(each).double().numpy())

@@ -7,7 +7,7 @@ al., arXiv 2312.06681, section 3.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -220,6 +220,35 @@ def last_shared_token(text: EncodedText, other: EncodedText) -> int:
     )
 
 
+class Origin(NamedTuple):
+    """Where a direction comes from, as results name it.
+
+    Attributes:
+        model: Name of the model in which it was learned.
+        map_method: The map that it came through, or several in the order of the way; None of one
+            that was learned where it is.
+        source_sites: Sites at which it was read there, as written; None likewise.
+    """
+
+    model: str
+    map_method: str | None
+    source_sites: str | None
+
+
+def origin_of(direction: Direction) -> Origin:
+    """Returns where a direction was learned, and by which maps it came however long its way was."""
+    certificate = direction.certificate
+    if certificate is not None:
+        read_at = ", ".join(certificate.source_sites)
+        return Origin(certificate.source.name, certificate.map_method, read_at)
+    # Files of versions before certificates tell it in their provenance.
+    told = direction.provenance
+    name = told.get("source_model", direction.model.to_json())["name"]
+    return Origin(name, told.get("map_method"), ", ".join(told.get("source_sites", ())) or None)
+
+
 def at_one_site(direction: Direction, site: Site) -> Direction:
-    """Returns a direction reduced to one of its sites."""
-    return replace(direction, by_site={site: direction.at(site)})
+    """Returns a direction reduced to one of its sites, of which alone nothing was measured."""
+    if direction.sites == (site,):
+        return direction
+    return direction.with_vectors({site: direction.at(site)})

@@ -206,6 +206,28 @@ def test_an_average_keeps_the_states_of_all_sources_and_counts_each_mean_once():
     assert [p.source.name for p in certificate_of(averaged).way] == ["small", "twin"]
 
 
+def test_a_certificate_keeps_what_every_map_was_fitted_on_however_the_direction_travelled():
+    def told(one: FittedMap, texts: str, seed: int) -> FittedMap:
+        fit = {"n_texts": 9, "texts_sha256": texts, "pairing": "index", "seed": seed}
+        return replace(one, provenance=fit)
+
+    first = told(step("small", "middle"), "t1", 3)
+    second = told(step("middle", "large", seed=1), "t2", 4)
+    start = a_direction(Site(1))
+    corpora = [{"n_texts": 9, "sha256": text, "pairing": "index"} for text in ("t1", "t2")]
+    once = carry_along(start, [first])
+    assert certificate_of(once).corpus == corpora[0]
+    for arrived in (carry_along(start, [first, second]), carry_along(once, [second])):
+        certificate = certificate_of(arrived)
+        assert [dict(passage.corpus) for passage in certificate.way] == corpora
+        assert [passage.seed for passage in certificate.way] == [3, 4]
+        assert certificate.corpus == {"of_each_map": corpora}
+        assert certificate.seed == 3
+    other = told(step("small", "middle", seed=2), "t1", 3)
+    averaged = average_directions([once, carry_along(start, [other])])
+    assert certificate_of(averaged).corpus == corpora[0]
+
+
 def test_one_direction_alone_stays_as_it_is():
     alone = a_direction(Site(1))
     assert average_directions([alone]) is alone

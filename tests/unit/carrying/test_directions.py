@@ -1,12 +1,12 @@
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from tests.manifests import rewrite_fields
 from tests.unit.directions.states import a_direction, identity_of
 from tests.unit.maps.pairs import linear_pairs, moments_of, random_weight, seeded
 
-from isthmus.carrying import carry_direction, cosine
+from isthmus.carrying import carry_direction, coordinate_targets, cosine
 from isthmus.core.errors import ArtifactError, ConfigError, FitError, IdentityError, SiteError
 from isthmus.core.sites import Site
 from isthmus.directions import METHODS, load_direction, save_direction
@@ -115,14 +115,32 @@ def test_mapping_the_vector_as_a_point_is_another_direction():
 
 
 @pytest.mark.parametrize("make", [affine_map, relu_map])
-def test_means_and_states_go_through_the_whole_map_whatever_the_rule(make):
+@pytest.mark.parametrize("rule", ["auto", "difference", "map_of_vector"])
+def test_states_go_through_the_whole_map_and_means_are_the_means_of_their_images(make, rule):
     direction, activation_map = a_direction(Site(2)), make()
     one = direction.at(Site(2))
-    for rule in ("auto", "difference", "map_of_vector"):
-        carried = carry_direction(direction, fitted_map(activation_map, Site(2)), rule)
-        for name, value in carried.at(TARGET_SITE).tensors.items():
-            if name != "vectors":
-                assert torch.equal(value, activation_map(one.tensors[name]))
+    carried = carry_direction(direction, fitted_map(activation_map, Site(2)), rule).at(TARGET_SITE)
+    for side in ("positive", "negative"):
+        images = activation_map(one.tensors[f"{side}_states"])
+        assert torch.equal(carried.tensors[f"{side}_states"], images)
+        torch.testing.assert_close(carried.tensors[f"{side}_mean"], images.double().mean(0).float())
+
+
+def test_coordinate_targets_lie_as_far_apart_as_the_vector_is_long_through_any_map():
+    for activation_map in (affine_map(), relu_map()):
+        fitted = fitted_map(activation_map, Site(2))
+        carried = carry_direction(a_direction(Site(2)), fitted).at(TARGET_SITE)
+        on, off = coordinate_targets(carried)
+        torch.testing.assert_close(on - off, carried.norms, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mean_through_an_affine_map_is_its_own_image_whatever_states_are_kept():
+    direction, activation_map = a_direction(Site(2)), affine_map()
+    one = direction.at(Site(2))
+    elsewhere = replace(one, positive_mean=one.positive_mean + 1)
+    moved = replace(direction, by_site={Site(2): elsewhere})
+    carried = carry_direction(moved, fitted_map(activation_map, Site(2))).at(TARGET_SITE)
+    assert torch.equal(carried.positive_mean, activation_map(elsewhere.positive_mean))
 
 
 def test_a_carried_direction_tells_where_it_came_from():
@@ -153,10 +171,10 @@ def test_files_of_a_carried_direction_keep_its_certificate_and_must_fit_it(tmp_p
     save_direction(tmp_path / "kept", carried)
     assert load_direction(tmp_path / "kept").certificate == carried.certificate
     one = carried.at(TARGET_SITE)
-    longer = replace(carried, by_site={TARGET_SITE: replace(one, vectors=2 * one.vectors)})
-    save_direction(tmp_path / "longer", longer)
-    with pytest.raises(ArtifactError, match="its certificate is about"):
-        load_direction(tmp_path / "longer")
+    with pytest.raises(ArtifactError, match=r"vectors have norms .*, its certificate is about"):
+        replace(carried, by_site={TARGET_SITE: replace(one, vectors=2 * one.vectors)})
+    with pytest.raises(ArtifactError, match=r"is at resid_post\[0\], its certificate is about"):
+        replace(carried, by_site={Site(0): one})
     with pytest.raises(IdentityError, match="the certificate is about large"):
         replace(carried, model=identity_of("other", 4))
 
@@ -200,27 +218,37 @@ def test_rules_that_cannot_be_carried_out_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "change",
     [
-        (lambda fields: fields["certificate"]["map_quality"].update(r2_held_out=1.0), "changed"),
-        (lambda fields: fields["certificate"].update(norms={}), "changed"),
-        (lambda fields: fields.update(certificate=None), "changed"),
-        (lambda fields: fields["certificate"].update(target_site="resid_post[0]"), "changed"),
-        (
-            lambda fields: (
-                fields["certificate"].update(target_site="resid_post[0]"),
-                fields.pop("certificate_sha256"),
-            ),
-            r"is at resid_post\[\d\], its certificate is about resid_post\[0\]",
-        ),
+        lambda fields: fields["certificate"]["map_quality"].update(r2_held_out=1.0),
+        lambda fields: fields["certificate"].update(norms={}),
+        lambda fields: fields.update(certificate=None),
+        lambda fields: fields.update(positions="last:1"),
     ],
 )
-def test_a_certificate_that_was_changed_by_hand_is_refused(tmp_path, change, said):
+def test_a_certificate_that_was_changed_by_hand_is_refused(tmp_path, change):
     carried = carry_direction(a_direction(Site(2)), fitted_map(affine_map(), Site(2)))
     save_direction(tmp_path / "c", carried)
     load_direction(tmp_path / "c")
-    manifest = json.loads((tmp_path / "c" / "artifact.json").read_text())
-    change(manifest["fields"])
-    (tmp_path / "c" / "artifact.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match=said):
+    rewrite_fields(tmp_path / "c", change, keeps_hash=True)
+    with pytest.raises(ArtifactError, match="fields were changed by hand"):
+        load_direction(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields["certificate"].update(target_site="resid_post[0]"),
+        lambda fields: fields["certificate"].update(target_site=3),
+        lambda fields: fields["certificate"].update(norms={"vectors": "long"}),
+        lambda fields: fields["certificate"].update(norms={"vectors": [1.0, 1.0]}),
+        lambda fields: fields["certificate"]["target"].update(settings=None),
+        lambda fields: fields.update(certificate="good"),
+    ],
+)
+def test_a_certificate_that_says_what_cannot_be_is_refused_without_any_hash(tmp_path, change):
+    carried = carry_direction(a_direction(Site(2)), fitted_map(affine_map(), Site(2)))
+    save_direction(tmp_path / "c", carried)
+    rewrite_fields(tmp_path / "c", change)
+    with pytest.raises(ArtifactError):
         load_direction(tmp_path / "c")

@@ -1,15 +1,19 @@
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.directions.states import a_direction
+from tests.unit.directions.states import a_direction, identity_of
 from tests.unit.maps.pairs import seeded
 
 from isthmus.carrying import coordinate_targets, cosine, match_norm, random_direction_like
+from isthmus.core.certificate import Certificate, CertifiedNumber
 from isthmus.core.errors import FitError, NonFiniteError, ShapeError, SiteError
 from isthmus.core.sites import Site
+from isthmus.directions import Direction, load_direction, save_direction
 
 SITES = (Site(0), Site(2))
 
@@ -69,6 +73,44 @@ def test_random_controls_have_the_norms_and_nothing_else_of_the_direction():
         vectors += [*control.at(site).vectors]
     for index, one in enumerate(vectors):
         assert all(cosine(one, other).abs() < 0.25 for other in vectors[index + 1 :])
+
+
+def measured(direction: Direction) -> Direction:
+    passage = {"source_sites": ("resid_post[1]",), "map_method": "ridge", "map_quality": {}}
+    norms = [norm for one in direction.norms_as_written.values() for norm in one]
+    certificate = Certificate(
+        identity_of("elsewhere", 3),
+        direction.model,
+        target_site=", ".join(direction.norms_as_written),
+        norms={"vectors": norms, "states": 9.0},
+        behaviour={"swap": CertifiedNumber(0.9, 0.8, 1.0, 64)},
+        **passage,
+    )
+    return replace(direction, certificate=certificate)
+
+
+def test_nothing_that_was_measured_of_a_direction_is_claimed_of_a_random_one():
+    assert random_direction_like(measured(a_direction(*SITES)), seeded(99)).certificate is None
+
+
+def test_a_direction_of_another_length_is_certified_as_that_and_as_not_measured(tmp_path: Path):
+    carried = measured(a_direction(Site(0)))
+    matched = match_norm(carried, {Site(0): torch.tensor([1.0, 2.0])})
+    save_direction(tmp_path / "matched", matched)
+    certificate = load_direction(tmp_path / "matched").certificate
+    assert certificate is not None
+    assert not certificate.is_measured
+    assert certificate.norms["vectors"] == pytest.approx([1.0, 2.0])
+    assert certificate.source == identity_of("elsewhere", 3)
+
+
+def test_vectors_of_other_sites_are_certified_there_and_as_not_measured(tmp_path: Path):
+    carried = measured(a_direction(*SITES))
+    save_direction(tmp_path / "one", carried.with_vectors({SITES[1]: carried.at(SITES[1])}))
+    one = load_direction(tmp_path / "one").certificate
+    assert one is not None
+    assert one.target_site == str(SITES[1])
+    assert not one.is_measured
 
 
 def test_random_controls_follow_the_generator():

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.manifests import rewrite_fields
 
 from isthmus.carrying.switch_files import load_switch, save_switch
 from isthmus.carrying.switches import Switch, factors, fit_affine_edit, rotated_switch
@@ -143,7 +144,6 @@ def test_loading_on_another_model_is_refused_with_the_fix(tmp_path: Path):
 
 def test_a_damaged_switch_is_refused(tmp_path: Path):
     save_switch(tmp_path / "s", switch())
-    manifest = tmp_path / "s" / "artifact.json"
-    manifest.write_text(manifest.read_text().replace('"to": "base"', '"to": "nowhere"'))
+    rewrite_fields(tmp_path / "s", lambda fields: fields.update(to="nowhere"))
     with pytest.raises(ArtifactError, match="learn it again"):
         load_switch(tmp_path / "s")

@@ -1,11 +1,11 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.unit.directions.states import a_direction
+from tests.manifests import rewrite_fields
+from tests.unit.directions.states import a_direction, identity_of
 
 from isthmus.core.artifacts import write_artifact
 from isthmus.core.errors import ArtifactError, OutputError, ShapeError
@@ -16,11 +16,12 @@ SITES = (Site(3), Site(0, Stream.MLP_OUT))
 
 
 def edit_fields(folder: Path, changes: dict[str, Any]) -> None:
-    manifest = json.loads((folder / "artifact.json").read_text())
-    manifest["fields"] = {
-        name: value for name, value in (manifest["fields"] | changes).items() if value is not None
-    }
-    (folder / "artifact.json").write_text(json.dumps(manifest))
+    def change(fields: dict[str, Any]) -> None:
+        fields |= changes
+        for name in [name for name, value in fields.items() if value is None]:
+            del fields[name]
+
+    rewrite_fields(folder, change)
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -61,6 +62,7 @@ def test_a_direction_replaces_a_direction_and_nothing_else(tmp_path: Path):
         {"sites": ["resid_post[9]"]},
         {"sites": []},
         {"model": {"name": "small"}},
+        {"model": {**identity_of("small", 5).to_json(), "n_layers": "4"}},
         {"method": None},
         {"provenance": None},
     ],

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.manifests import rewrite_fields
 from tests.unit.directions.states import identity_of
 from tests.unit.features.test_sparse_autoencoder import an_autoencoder, states
 
@@ -34,9 +35,7 @@ def test_another_artifact_and_a_broken_one_are_refused(tmp_path: Path):
     with pytest.raises(ArtifactError, match="no artifact"):
         load_features(tmp_path / "none")
     save_features(tmp_path / "sae", FittedFeatures(an_autoencoder(), identity_of("m", 4), Site(2)))
-    manifest = json.loads((tmp_path / "sae" / "artifact.json").read_text())
-    manifest["fields"]["k"] = 99
-    (tmp_path / "sae" / "artifact.json").write_text(json.dumps(manifest))
+    rewrite_fields(tmp_path / "sae", lambda fields: fields.update(k=99))
     with pytest.raises(ArtifactError, match="not a whole sparse autoencoder"):
         load_features(tmp_path / "sae")
 

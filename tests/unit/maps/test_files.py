@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.manifests import rewrite_fields
 from tests.unit.maps.pairs import identity_of, linear_pairs, random_weight, seeded
 
 from isthmus.core.artifacts import sha256_of_file, write_artifact
@@ -137,12 +138,13 @@ def test_maps_that_do_not_fit_models_and_sites_are_refused(changes, error, messa
 
 
 def edit_fields(folder: Path, changes: dict[str, Any]) -> None:
-    manifest = json.loads((folder / "artifact.json").read_text())
-    for name, value in changes.items():
-        manifest["fields"][name] = value
-        if value is None:
-            del manifest["fields"][name]
-    (folder / "artifact.json").write_text(json.dumps(manifest))
+    def change(fields: dict[str, Any]) -> None:
+        for name, value in changes.items():
+            fields[name] = value
+            if value is None:
+                del fields[name]
+
+    rewrite_fields(folder, change)
 
 
 @pytest.mark.parametrize(

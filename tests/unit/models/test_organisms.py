@@ -1,4 +1,3 @@
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import tiny_network, tiny_tokenizer
+from tests.manifests import rewrite_fields
 
 from isthmus.core.artifacts import MANIFEST_NAME, TENSORS_NAME, read_artifact
 from isthmus.core.errors import (
@@ -78,9 +78,7 @@ def built_pair():
 
 
 def change_fields(packed, **changes):
-    manifest = json.loads((packed / MANIFEST_NAME).read_text())
-    manifest["fields"] |= changes
-    (packed / MANIFEST_NAME).write_text(json.dumps(manifest))
+    rewrite_fields(packed, lambda fields: fields.update(changes))
 
 
 def test_the_cache_is_where_the_environment_says_or_in_the_home_folder(tmp_path, monkeypatch):
@@ -362,9 +360,7 @@ def test_a_manifest_that_is_none_is_refused(manifest):
 @pytest.mark.parametrize("field", ["config", "tokenizer"])
 def test_a_packed_organism_that_lacks_a_part_is_refused_by_the_name_of_the_part(field):
     packed = built("tiny", network())
-    manifest = json.loads((packed / MANIFEST_NAME).read_text())
-    del manifest["fields"][field]
-    (packed / MANIFEST_NAME).write_text(json.dumps(manifest))
+    rewrite_fields(packed, lambda fields: fields.pop(field))
     with pytest.raises(ArtifactError, match=field):
         unpack_organism(packed)
 
