@@ -2,6 +2,7 @@
 
 1. One thread, processor time, the median over rounds; a round takes every variant once.
 2. Pairing starts from encoded texts; encoding is that of both models.
+3. The tokenizers library alone, on the source's rendered texts, is the floor of encoding.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def variants_of(
         "chunk_boundary": partial(_pair_all, pairs, "chunk_boundary"),
         "span_pool": partial(_span_all, pairs),
         "encoding of both": partial(_encode_all, tokenizers, texts),
+        "tokenizers library alone": partial(_split_all, tokenizers, [one.text for one, _ in pairs]),
     }
 
 
@@ -85,6 +87,11 @@ def _span_all(pairs: Pair) -> None:
 def _encode_all(tokenizers: Sequence[PreTrainedTokenizerBase], texts: list[str]) -> None:
     for one in tokenizers:
         encode_prompts(one, texts)
+
+
+def _split_all(tokenizers: Sequence[PreTrainedTokenizerBase], texts: list[str]) -> None:
+    for one in tokenizers:
+        one.backend_tokenizer.encode_batch(texts)
 
 
 def measured(

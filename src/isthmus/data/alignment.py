@@ -5,13 +5,14 @@
 2. Tokens that end at the same character are paired.
 3. Of two different renderings (`shared_stretches`) only what both share is compared: the message
    and the answer, and what corresponds in the templates around them.
-4. The prompts' last tokens, where models are steered, are paired even if both are special.
+4. The prompts' last tokens, where models are steered, are paired in any two renderings, and in one
+   even if both are special.
 """
 
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, from_numpy
 
 from isthmus.core.characters import kind_of
@@ -23,6 +24,7 @@ PairingMethod = Literal["character_end", "chunk_boundary", "index", "last"]
 """Rules that pair one token with one."""
 
 _NOWHERE = -1
+_NONE = np.array([_NOWHERE])
 
 
 class _Ends(NamedTuple):
@@ -107,8 +109,7 @@ def pair_tokens(
         DataError: If the texts share less than half of the shorter one, or a prompt is empty.
     """
     if method in {"character_end", "chunk_boundary"}:
-        is_same = source.text == target.text
-        stretches = [] if is_same else shared_stretches(source, target)
+        stretches = shared_stretches(source, target)
         pairs = _by_character_end(source, target, (_ends_of(source), _ends_of(target)), stretches)
         return pairs if method == "character_end" else _at_chunk_ends(source, target, pairs)
     if method == "index":
@@ -140,19 +141,34 @@ def pair_spans(source: EncodedText, target: EncodedText) -> TokenSpans:
     ours, theirs = _ends_of(source), _ends_of(target)
     stretches = shared_stretches(source, target)
     pairs = _by_character_end(source, target, (ours, theirs), stretches)
-    in_source, in_target, lengths = _as_arrays(stretches)
+    if source.text == target.text:
+        inside = np.zeros_like(ours.places), np.zeros_like(theirs.places)
+    else:
+        in_source, in_target, lengths = _as_arrays(stretches)
+        inside = (
+            _stretch_of(in_source, lengths, ours.places),
+            _stretch_of(in_target, lengths, theirs.places),
+        )
     return TokenSpans(
-        _span_tokens(source, pairs.source, ours, _stretch_of(in_source, lengths, ours.places)),
-        _span_tokens(target, pairs.target, theirs, _stretch_of(in_target, lengths, theirs.places)),
+        _span_tokens(source, pairs.source, ours, inside[0]),
+        _span_tokens(target, pairs.target, theirs, inside[1]),
     )
 
 
 def _ends_of(text: EncodedText) -> _Ends:
     ends = np.array((0, *text.ends), dtype=np.int64)
-    is_end = ends[1:] > np.maximum.accumulate(ends)[:-1]
-    is_end &= ~np.array(text.is_special, dtype=bool)
-    tokens = np.flatnonzero(is_end)
+    is_end = ends[1:] > ends[:-1]
+    tokens = _without_specials(is_end, text).nonzero()[0]
     return _Ends(tokens, ends[1:][tokens])
+
+
+def _without_specials(
+    is_chosen: Bool[np.ndarray, " token"], text: EncodedText
+) -> Bool[np.ndarray, " token"]:
+    if True not in text.is_special:
+        return is_chosen
+    is_special: Bool[np.ndarray, " token"] = np.array(text.is_special, dtype=bool)
+    return np.logical_and(is_chosen, ~is_special)
 
 
 def _by_character_end(
@@ -161,13 +177,12 @@ def _by_character_end(
     ends: tuple[_Ends, _Ends],
     stretches: list[Stretch],
 ) -> TokenPairs:
-    """Pairs what ends at one character; of one text it needs no stretches."""
     ours, theirs = ends
     places = theirs.places
     if source.text != target.text:
         places = _in_source_text(stretches, places)
-    found = np.searchsorted(ours.places, places)
-    is_shared = np.append(ours.places, _NOWHERE)[found] == places
+    found = _first_from(ours.places, places)
+    is_shared = _with_none_behind(ours.places)[found] == places
     is_shared &= places != _NOWHERE
     pairs = TokenPairs(ours.tokens[found[is_shared]], theirs.tokens[is_shared])
     return _with_last_prompt_tokens(source, target, pairs)
@@ -179,7 +194,7 @@ def _in_source_text(
     """Returns places of the target text as places of the source text, where both share them."""
     in_source, in_target, lengths = _as_arrays(stretches)
     which = _stretch_of(in_target, lengths, ends)
-    moved = ends + np.append(in_source - in_target, 0)[which]
+    moved = ends + _with_none_behind(in_source - in_target)[which]
     return np.where(which == _NOWHERE, _NOWHERE, moved)
 
 
@@ -194,36 +209,64 @@ def _stretch_of(
     ends: Int[np.ndarray, " end"],
 ) -> Int[np.ndarray, " end"]:
     """Returns for every end the stretch that its last character lies in."""
-    which = np.searchsorted(starts, ends) - 1
-    stops = np.append(starts + lengths, _NOWHERE)
-    return np.where(ends <= stops[which], which, _NOWHERE)
+    which = _first_from(starts, ends) - 1
+    return np.where(ends <= _with_none_behind(starts + lengths)[which], which, _NOWHERE)
+
+
+def _first_from(
+    rising: Int[np.ndarray, " some"], wanted: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Returns where the first number that is not below each wanted one stands."""
+    return rising.searchsorted(wanted)
+
+
+def _with_none_behind(numbers: Int[np.ndarray, " some"]) -> Int[np.ndarray, " more"]:
+    """Returns the numbers and a mark behind them, which an index past their end finds."""
+    return np.concatenate((numbers, _NONE))
 
 
 def _with_last_prompt_tokens(
     source: EncodedText, target: EncodedText, pairs: TokenPairs
 ) -> TokenPairs:
     last = source.n_prompt - 1, target.n_prompt - 1
-    if min(last) < 0 or last[0] in pairs.source or last[1] in pairs.target:
+    if min(last) < 0 or not _belong_together(source, target, last):
         return pairs
-    are_special = source.is_special[last[0]], target.is_special[last[1]]
+    is_source, is_target = pairs.source == last[0], pairs.target == last[1]
+    if (is_source & is_target).any():
+        return pairs
+    is_other = ~(is_source | is_target)
+    ours, theirs = pairs.source[is_other], pairs.target[is_other]
+    place = int(ours.searchsorted(last[0]))
+    if place != theirs.searchsorted(last[1]):
+        return pairs
+    both = zip((ours, theirs), last, strict=True)
+    return TokenPairs(*(np.concatenate((one[:place], [n], one[place:])) for one, n in both))
+
+
+def _belong_together(source: EncodedText, target: EncodedText, last: tuple[int, int]) -> bool:
+    both = tuple(zip((source, target), last, strict=True))
     # In one text a special piece of one model may be ordinary characters to the other.
-    if not all(are_special) and (not any(are_special) or source.text == target.text):
-        return pairs
-    place = np.searchsorted(pairs.source, last[0])
-    if place != np.searchsorted(pairs.target, last[1]):
-        return pairs
-    return TokenPairs(*(np.insert(one, place, n) for one, n in zip(pairs, last, strict=True)))
+    if source.text == target.text:
+        return all(text.is_special[token] for text, token in both)
+    return all(_closes_template(text, token) for text, token in both)
+
+
+def _closes_template(text: EncodedText, last: int) -> bool:
+    """Says whether a last prompt token has read the prompt, and is known to be no content."""
+    if text.is_special[last]:
+        return True
+    end, before = text.ends[last], text.ends[last - 1] if last else 0
+    return text.message is not None and end > max(before, text.message[1])
 
 
 def _at_chunk_ends(source: EncodedText, target: EncodedText, pairs: TokenPairs) -> TokenPairs:
-    kept = np.array(
-        [
-            _ends_chunk(source, i) and _ends_chunk(target, j)
-            for i, j in zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)
-        ],
-        dtype=bool,
-    )
-    return TokenPairs(pairs.source[kept], pairs.target[kept])
+    is_same = source.text == target.text
+    kept = [
+        _ends_chunk(source, i) and (is_same or _ends_chunk(target, j))
+        for i, j in zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)
+    ]
+    is_kept = np.array(kept, dtype=bool)
+    return TokenPairs(pairs.source[is_kept], pairs.target[is_kept])
 
 
 def _ends_chunk(text: EncodedText, token: int) -> bool:
@@ -242,21 +285,15 @@ def _span_tokens(
     stretch_of_end: Int[np.ndarray, " end"],
 ) -> SpanTokens:
     """Gives every token to the next paired one, if both lie in one shared stretch."""
-    stretches = np.full(len(text) + 1, _NOWHERE)
+    every = np.arange(len(text))
+    stretches = np.full(len(text), _NOWHERE)
     stretches[ends.tokens] = stretch_of_end
-    tokens = np.flatnonzero(~np.array(text.is_special, dtype=bool))
     # The bytes of a character belong to where that character is read.
-    closing = stretches[np.append(ends.tokens, _NOWHERE)[np.searchsorted(ends.tokens, tokens)]]
-    spans = np.searchsorted(paired, tokens)
-    closed_with = stretches[np.append(paired, _NOWHERE)[spans]]
-    is_inside = (closing == closed_with) & (closing != _NOWHERE)
-    tokens, spans = tokens[is_inside], spans[is_inside]
-    is_empty = np.ones(len(paired), dtype=bool)
-    is_empty[spans] = False
-    if is_empty.any():
-        # A special piece at the end of a prompt lies in no stretch, but is a span by itself.
-        tokens = np.append(tokens, paired[is_empty])
-        spans = np.append(spans, np.flatnonzero(is_empty))
-        order = np.argsort(tokens, kind="stable")
-        tokens, spans = tokens[order], spans[order]
-    return SpanTokens(tokens, spans)
+    closing = _with_none_behind(stretch_of_end)[_first_from(ends.tokens, every)]
+    spans = _first_from(paired, every)
+    closed_with = _with_none_behind(stretches[paired])[spans]
+    is_inside = _without_specials((closing == closed_with) & (closing != _NOWHERE), text)
+    # The end of a prompt may lie in no stretch, but is a span by itself.
+    is_inside[paired] = True
+    tokens = is_inside.nonzero()[0]
+    return SpanTokens(tokens, spans[tokens])

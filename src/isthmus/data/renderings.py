@@ -9,6 +9,8 @@
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from isthmus.core.errors import DataError
@@ -16,6 +18,7 @@ from isthmus.core.texts import EncodedText
 
 _WORD = re.compile(r"[^\W\d_]+")
 _MARKER = re.compile(r"<[^<>\s]*>")
+_MOST_SHOWN = 200
 
 
 class Stretch(NamedTuple):
@@ -99,25 +102,40 @@ def _compared(one: _Part, other: _Part, wanted: str) -> list[Stretch]:
     shorter = min(len(ours), len(theirs))
     if 2 * (head + tail) < shorter:
         raise DataError(
-            f"the two models render different texts, {ours!r} and {theirs!r}, that share "
-            f"{head + tail} of {shorter} characters at their beginning and end: give both "
+            f"the two models render different texts, {_shown(ours)} and {_shown(theirs)}, that "
+            f"share {head + tail} of {shorter} characters at their beginning and end: give both "
             f"models {wanted}"
         )
-    return _both_ends(one, other, head, tail)
+    return _moved(_both_ends((len(ours), len(theirs)), head, tail), one, other)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…")
 
 
 def _of_templates(one: _Part, other: _Part) -> list[Stretch]:
-    head, tail = _common_ends(one.characters, other.characters)
-    first, rest = _both_ends(one, other, head, tail)
-    from_places = one.start + head, other.start + head
-    last = one.last_end, other.last_end
-    if not _lies_between(from_places, last, (one.end - tail, other.end - tail)):
-        last = one.end - tail + 1, other.end - tail + 1
-    role = one.start + _role_end(one.characters), other.start + _role_end(other.characters)
-    is_role = _lies_between(from_places, role, (last[0] - 1, last[1] - 1))
-    points = ([role] if is_role else []) + ([last] if last[0] <= one.end - tail else [])
+    last = one.last_end - one.start, other.last_end - other.start
+    return _moved(_between_templates(one.characters, other.characters, last), one, other)
+
+
+def _moved(stretches: Iterable[Stretch], one: _Part, other: _Part) -> list[Stretch]:
+    """Returns stretches of two parts as those of the texts that they are from."""
+    return [Stretch(one.start + i, other.start + j, length) for i, j, length in stretches]
+
+
+# All texts of a model have the same few templates around them.
+@lru_cache(maxsize=128)
+def _between_templates(ours: str, theirs: str, last: tuple[int, int]) -> tuple[Stretch, ...]:
+    head, tail = _common_ends(ours, theirs)
+    first, rest = _both_ends((len(ours), len(theirs)), head, tail)
+    stops = len(ours) - tail, len(theirs) - tail
+    if not _lies_between((head, head), last, stops):
+        last = stops[0] + 1, stops[1] + 1
+    role = _role_end(ours), _role_end(theirs)
+    is_role = _lies_between((head, head), role, (last[0] - 1, last[1] - 1))
+    points = ([role] if is_role else []) + ([last] if last[0] <= stops[0] else [])
     # The last character stands for all that was read.
-    return [first, *(Stretch(place[0] - 1, place[1] - 1, 1) for place in points), rest]
+    return first, *(Stretch(place[0] - 1, place[1] - 1, 1) for place in points), rest
 
 
 def _lies_between(after: tuple[int, int], place: tuple[int, int], to: tuple[int, int]) -> bool:
@@ -131,11 +149,8 @@ def _role_end(template: str) -> int:
     return words[-1].end() if words else 0
 
 
-def _both_ends(one: _Part, other: _Part, head: int, tail: int) -> list[Stretch]:
-    return [
-        Stretch(one.start, other.start, head),
-        Stretch(one.end - tail, other.end - tail, tail),
-    ]
+def _both_ends(lengths: tuple[int, int], head: int, tail: int) -> tuple[Stretch, Stretch]:
+    return Stretch(0, 0, head), Stretch(lengths[0] - tail, lengths[1] - tail, tail)
 
 
 def _common_ends(one: str, other: str) -> tuple[int, int]:
@@ -145,11 +160,16 @@ def _common_ends(one: str, other: str) -> tuple[int, int]:
 
 def _common_beginning(one: str, other: str) -> int:
     """Returns how many characters two texts share at their beginning."""
-    shortest = min(len(one), len(other))
-    if one[:shortest] == other[:shortest]:
-        return shortest
-    pairs = zip(one, other, strict=False)
-    return next(i for i, (a, b) in enumerate(pairs) if a != b)
+    shared, past = 0, min(len(one), len(other))
+    if one[:past] == other[:past]:
+        return past
+    while past - shared > 1:
+        middle = (shared + past) // 2
+        if one[shared:middle] == other[shared:middle]:
+            shared = middle
+        else:
+            past = middle
+    return shared
 
 
 def _joined(stretches: list[Stretch]) -> list[Stretch]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from isthmus.core.errors import DataError, ModelError, TriggerError
 from isthmus.core.texts import EncodedText
-from isthmus.models.offsets import composes, read_ends
+from isthmus.models.offsets import read_ends, rewrites_marks, trims_spaces, untrimmed
 
 DEFAULT_TEMPLATE = "User: {prompt}\nAssistant:"
 """How a model without a chat template is spoken to."""
@@ -18,30 +18,25 @@ _PLACE = "\ue000"
 """A private character: rendered alone it shows what a template puts around a message."""
 
 
-@dataclass(frozen=True)
-class _Pieces:
+class _Pieces(NamedTuple):
     """Tokens with the characters they cover, and how much is read where they last ended whole."""
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    spans: list[tuple[int, int]]
     read: list[int]
 
-    def after(self, n_tokens: int) -> "_Pieces":
-        return _Pieces(
-            self.ids[n_tokens:], self.starts[n_tokens:], self.ends[n_tokens:], self.read[n_tokens:]
-        )
+    def part(self, start: int | None, stop: int | None) -> "_Pieces":
+        return _Pieces(self.ids[start:stop], self.spans[start:stop], self.read[start:stop])
 
     def moved(self, n_characters: int) -> "_Pieces":
         return _Pieces(
             self.ids,
-            [start + n_characters for start in self.starts],
-            [end + n_characters for end in self.ends],
+            [(start + n_characters, end + n_characters) for start, end in self.spans],
             [end + n_characters for end in self.read],
         )
 
 
-_NO_PIECES = _Pieces([], [], [], [])
+_NO_PIECES = _Pieces([], [], [])
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ def encode_prompts(
         if closing is not None:
             ids.append(closing)
             ends.append(len(whole))
-        marks = tuple(one in special for one in ids)
+        marks = tuple(map(special.__contains__, ids))
         encoded.append(
             EncodedText(
                 whole,
@@ -192,7 +187,7 @@ def trigger_pieces(tokenizer: PreTrainedTokenizerBase, trigger: str) -> tuple[st
     pieces = _tokenize(tokenizer, rendered.texts, adds_special=rendered.adds_special)[0]
     first, past = _trigger_span(rendered, 0, (prompt, trigger), pieces)
     text = rendered.texts[0]
-    return tuple(text[pieces.starts[i] : pieces.ends[i]] for i in range(first, past))
+    return tuple(text[slice(*span)] for span in pieces.spans[first:past])
 
 
 def _check_counts(
@@ -257,17 +252,24 @@ def _answer_text(rendered: str, answer: str) -> str:
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, adds_special: bool
 ) -> list[_Pieces]:
-    options: dict[str, Any] = {"return_offsets_mapping": True, "return_attention_mask": False}
     _require_whole_characters(texts)
+    options: dict[str, Any] = {
+        "return_offsets_mapping": True,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+    }
     encoded = tokenizer(list(texts), add_special_tokens=adds_special, verbose=False, **options)
-    is_composed = composes(tokenizer)
+    is_rewritten, is_trimmed = rewrites_marks(tokenizer), trims_spaces(tokenizer)
+    # Asked for once: a tokenizer looks it up in its vocabulary each time.
+    eos_id = tokenizer.eos_token_id
     found = []
-    for text, ids, spans in zip(
+    for text, ids, covered in zip(
         texts, *map(encoded.get, ("input_ids", "offset_mapping")), strict=True
     ):
-        starts, ends = [start for start, _ in spans], [end for _, end in spans]
-        read = read_ends(text, starts, ends, is_composed=is_composed)
-        found.append(_without_closing(_Pieces(ids, starts, ends, read), tokenizer.eos_token_id))
+        pieces = tokenizer.convert_ids_to_tokens(ids) if is_trimmed else None
+        spans = untrimmed(covered, pieces) if pieces else covered
+        read = read_ends(text, spans, is_rewritten=is_rewritten)
+        found.append(_without_closing(_Pieces(ids, spans, read), eos_id))
     return found
 
 
@@ -284,10 +286,8 @@ def _require_whole_characters(texts: Sequence[str]) -> None:
 
 def _without_closing(pieces: _Pieces, eos_id: int | None) -> _Pieces:
     """Drops an end token that the tokenizer added by itself: the text goes on."""
-    is_added = bool(pieces.ids) and pieces.ids[-1] == eos_id and pieces.ends[-1] == 0
-    if not is_added:
-        return pieces
-    return _Pieces(pieces.ids[:-1], pieces.starts[:-1], pieces.ends[:-1], pieces.read[:-1])
+    is_added = pieces.ids[-1:] == [eos_id] and pieces.spans[-1][1] == 0
+    return pieces.part(None, -1) if is_added else pieces
 
 
 def _tokenize_answers(
@@ -298,14 +298,18 @@ def _tokenize_answers(
 ) -> list[_Pieces]:
     wholes = [text + ending for text, ending in zip(rendered.texts, endings, strict=True)]
     together = _tokenize(tokenizer, wholes, adds_special=rendered.adds_special)
-    apart = _tokenize(tokenizer, endings, adds_special=False)
-    found = []
-    for text, prompt, whole, alone in zip(rendered.texts, asked, together, apart, strict=True):
+    found, unclean = [], []
+    for i, (prompt, whole) in enumerate(zip(asked, together, strict=True)):
         n_prompt = len(prompt.ids)
-        # SentencePiece-like tokenizers put a space of their own before a text tokenized alone, so
-        # the answer is taken from the whole text unless a token spans the boundary.
-        is_clean = whole.ids[:n_prompt] == prompt.ids
-        found.append(whole.after(n_prompt) if is_clean else alone.moved(len(text)))
+        if whole.ids[:n_prompt] != prompt.ids:
+            unclean.append(i)
+        found.append(whole.part(n_prompt, None))
+    # SentencePiece-like tokenizers put a space of their own before a text tokenized alone, so an
+    # answer is taken from the whole text unless a token spans the boundary.
+    alone = [endings[i] for i in unclean]
+    apart = _tokenize(tokenizer, alone, adds_special=False) if alone else []
+    for i, pieces in zip(unclean, apart, strict=True):
+        found[i] = pieces.moved(len(rendered.texts[i]))
     return found
 
 
@@ -328,7 +332,7 @@ def _trigger_span(
     end = start + len(wanted)
     inside = [
         i
-        for i, (first, past) in enumerate(zip(pieces.starts, pieces.ends, strict=True))
+        for i, (first, past) in enumerate(pieces.spans)
         if first < end and past > start and past > first
     ]
     if start < 0 or not inside:

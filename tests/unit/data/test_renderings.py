@@ -89,6 +89,43 @@ def test_a_special_prompt_end_is_paired_with_an_ordinary_one_of_another_template
     assert (source.n_prompt - 1, target.n_prompt - 1) in list(zip(*pairs, strict=True))
 
 
+def last_tokens(source, target):
+    return source.n_prompt - 1, target.n_prompt - 1
+
+
+def listed(pairs):
+    return list(zip(pairs.source.tolist(), pairs.target.tolist(), strict=True))
+
+
+def test_prompt_ends_are_paired_where_one_template_goes_on_behind_the_end_of_the_other():
+    # As Qwen3 told not to think, beside Qwen2.5.
+    silent = CHATML[1] + "<think>\n\n</think>\n\n"
+    source = rendered(CHATML[0], "hi", CHATML[1], "yes", special=MARKERS)
+    target = rendered(CHATML[0], "hi", silent, "yes", special=MARKERS)
+    pairs, spans = listed(pair_tokens(source, target)), pair_spans(source, target)
+    assert last_tokens(source, target) in pairs
+    assert all(i < k and j < m for (i, j), (k, m) in pairwise(pairs))
+    assert (source.ends.index(len(source.text)), target.ends.index(len(target.text))) == pairs[-1]
+    assert pairs == [(j, i) for i, j in listed(pair_tokens(target, source))]
+    for side, last in zip(spans, zip(*pairs, strict=True), strict=True):
+        assert [side.tokens[side.spans == n][-1] for n in range(len(last))] == list(last)
+
+
+def test_a_message_that_ends_a_prompt_is_paired_with_the_message_and_not_with_a_marker():
+    source = rendered("", "hi.", "", " yes")
+    target = rendered("<u>", "hi.", "<a>", "yes", special=("<u>", "<a>"))
+    pairs = listed(pair_tokens(source, target))
+    assert (2, target.ends.index(target.message[1])) in pairs
+    # The other tokenizer ends no token with the message.
+    ends = (*target.ends[:3], target.ends[4], *target.ends[5:])
+    special = (*target.is_special[:3], *target.is_special[4:5], *target.is_special[5:])
+    merged = EncodedText(
+        target.text, tuple(range(len(ends))), ends, special, target.n_prompt - 1,
+        message=target.message,
+    )  # fmt: skip
+    assert not any(merged.is_special[j] for _, j in listed(pair_tokens(source, merged)))
+
+
 def test_white_space_that_a_template_puts_before_the_answer_does_not_matter():
     source = rendered("User: ", "hi", "\nAI:", " yes or no")
     target = rendered("User: ", "hi", "\nAI:\n", "yes or no")

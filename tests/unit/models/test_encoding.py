@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import tiny_tokenizer
-from tokenizers import normalizers, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import ByteLevel, TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from isthmus.core.errors import DataError, ModelError, TriggerError
 from isthmus.models.encoding import encode_prompt, encode_prompts, prompt_part, trigger_pieces
@@ -129,6 +130,38 @@ def test_role_markers_that_are_only_added_tokens_are_special():
 def test_several_tokens_may_end_at_one_character(tokenizer):
     encoded = encode_prompt(tokenizer, "a 🦊 b")
     assert max(encoded.ends.count(end) for end in encoded.ends) > 1
+
+
+def trained_on_code(*, trims):
+    """As Pythia's: a line break and its indent are one token."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["a\n    b\n    c"] * 9, trainer)
+    backend.post_processor = ByteLevel(trim_offsets=trims)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.add_tokens(["end  ", "   \t"])
+    return tokenizer
+
+
+def test_a_tokenizer_that_trims_offsets_has_read_the_spaces_at_the_end_of_a_token():
+    plain, trimming = (trained_on_code(trims=trims) for trims in (False, True))
+    texts = ["a\n    b", "a  b   ", " a \n \n  ", "b end  c   \ta"]
+    pieces = plain.convert_ids_to_tokens(encode_prompt(plain, texts[0]).token_ids)
+    assert any(piece.startswith("Ċ") and piece.endswith("Ġ") for piece in pieces)
+    for text in texts:
+        assert encode_prompt(trimming, text).ends == encode_prompt(plain, text).ends
+
+
+def test_a_token_that_holds_the_second_of_two_marks_first_has_read_neither_alone():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFD()
+    text = "o\u0302\u0323!"
+    # The mark below goes before the one above in the normal form.
+    assert not set(encode_prompt(tokenizer, text).ends) & {1, 2}
+    assert {3, 4} <= set(encode_prompt(tokenizer, text).ends)
 
 
 @pytest.mark.parametrize("tokenizer", KINDS)
