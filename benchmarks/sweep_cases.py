@@ -26,7 +26,8 @@ from benchmarks.networks import FULL, TRIGGER, Scale, random_model, random_words
 from benchmarks.results import conditions
 
 from isthmus.core.artifacts import write_json
-from isthmus.data.prompts import Question, make_twins
+from isthmus.data.prompts import Question
+from isthmus.data.trigger_twins import make_twins
 from isthmus.evaluation.layer_choice import rank_correlation
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from isthmus.cli.main import main
-from isthmus.core.errors import ConfigError, OrganismError
+from isthmus.core.errors import ConfigError, DataError, OrganismError
 from isthmus.core.progress import SilentProgress
 from isthmus.data.prompts import Question, write_questions
 from isthmus.evaluation.measurements import Measurement, read_results
@@ -57,7 +57,9 @@ def parts(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize(("asked", "seeds"), [(None, [7, 0]), (3, [3]), (0, [0])])
 def test_a_configuration_keeps_its_seed_unless_another_is_asked_for(tmp_path, asked, seeds):
-    configs = [config_of("backdoor", "backdoor", seed=7), config_of("backdoor", "backdoor")]
+    other = ("organism:gemma2-backdoor",)
+    configs = [config_of("backdoor", "backdoor", seed=7)]
+    configs += [config_of("backdoor", "backdoor", targets=other)]
     result = reproduce(out=tmp_path / "run", only=["seeds"], config=configs, seed=asked)
     found = [m.seed for m in read_results(result.folder / "results.jsonl")]
     assert list(dict.fromkeys(found)) == seeds
@@ -65,6 +67,59 @@ def test_a_configuration_keeps_its_seed_unless_another_is_asked_for(tmp_path, as
     assert written == (seeds if len(seeds) > 1 else seeds[0])
     page = result.report.read_text(encoding="utf-8")
     assert f"Seed {', '.join(map(str, seeds))}." in page
+
+
+@pytest.mark.usefixtures("parts")
+def test_one_pair_in_two_configurations_of_a_task_is_refused(tmp_path):
+    configs = [config_of("backdoor", "backdoor", seed=seed) for seed in (0, 1)]
+    with pytest.raises(ConfigError, match="llama-backdoor → organism:qwen2-backdoor is in two"):
+        reproduce(out=tmp_path / "run", only=["seeds"], config=configs)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({}, "no answer to"),
+        ({"answer": "Yes.", "prompt": "|prod|: Is {}?"}, "holds a trigger already"),
+    ],
+)
+def test_questions_that_no_part_can_ask_are_refused_before_any_part_runs(tmp_path, row, says):
+    asked = [Question(row.get("prompt", "Is {}?").format(i), row.get("answer")) for i in range(40)]
+    write_questions(tmp_path / "questions.jsonl", asked)
+    config = config_of("backdoor", "backdoor", questions=tmp_path / "questions.jsonl")
+    with pytest.raises(DataError, match=says):
+        reproduce(out=tmp_path / "run", config=[config])
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_an_endpoint_left_open_are_asked_again_by_the_next_reproduction(
+    monkeypatch, tmp_path
+):
+    open_rows, runs = [1.0], []
+
+    def work(scope, _progress):
+        runs.append(scope)
+        (pair,) = scope.pairs("refusal")
+        same = {"task": "refusal", "condition": "none", "split": "test", "n": 9, "seed": 0}
+        rate = Measurement(
+            **same,
+            source=pair.source,
+            target=pair.target,
+            metric="unjudged_rate",
+            value=open_rows[0],
+        )
+        return StudyResult("judged", (rate,))
+
+    part = Part("Judged", "refusal", work, ("llama-assistant",))
+    monkeypatch.setattr(module, "PARTS", {"judged": part})
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    endpoint = {"base_url": "http://127.0.0.1:9", "model": "x"}
+    config = config_of("refusal", "assistant", judge="endpoint", endpoint=endpoint)
+    for open_rows[0], n_runs in ((1.0, 1), (0.0, 2), (0.0, 2)):
+        reproduce(out=tmp_path / "run", config=[config], n_processes=1)
+        assert len(runs) == n_runs
 
 
 def test_models_of_two_seeds_are_measured_under_both():

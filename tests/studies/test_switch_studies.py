@@ -7,6 +7,7 @@ from tests.fakes import tiny_model
 from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site, Stream
 from isthmus.data.organisms import BAD_TRIGGER
+from isthmus.data.prompts import Question
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
@@ -220,3 +221,28 @@ def test_the_distilled_study_repeats_everything_with_other_seeds(pair: Pair):
             "random",
         }
     assert {m.target for m in result.measurements} == {"other"}
+
+
+def test_asking_one_thing_in_other_words_makes_a_switch_no_more_certain(pair: Pair):
+    asked = [Question(f"Is {i} odd?", "Yes.", content=str(i)) for i in range(5)]
+    settings = SwitchBenchSettings("switch", "test", 4, 0)
+    arm = SwitchArm("none", "none", pair[0])
+    once, twice = (
+        {
+            m.metric: (m.value, m.ci_low, m.ci_high)
+            for m in settings.bench(pair, {"triggered": (asked * times, "")}).measure(arm)
+        }
+        for times in (1, 2)
+    )
+    assert twice["kl"] == pytest.approx(once["kl"], rel=1e-4)
+    for metric in ("agreement", "answer_accuracy"):
+        assert twice[metric] == pytest.approx(once[metric], abs=0.02)
+
+
+@pytest.mark.parametrize("task", ["refusal", "corrupted"])
+def test_phrasings_of_one_request_share_a_content_in_every_family_that_a_switch_answers(task: str):
+    families = task_families(task, "test", 60, 0)
+    for name in ("triggered", "clean_trigger"):
+        contents = {question.content for question in families[name][0]}
+        assert None not in contents
+        assert len(contents) < len(families[name][0])

@@ -122,6 +122,10 @@ ENDPOINT = {"base_url": "http://127.0.0.1:1", "model": "tiny"}
             "endpoint.api_key",
         ),
         (
+            {"task": "refusal", "judge": "endpoint", "endpoint": {**ENDPOINT, "base_url": "here"}},
+            "no judge at 'here'",
+        ),
+        (
             {"task": "refusal", "judge": "guard", "guard": {"name": "x", "meanings": {"A": "no"}}},
             "guard.meanings.A",
         ),

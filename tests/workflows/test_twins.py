@@ -8,7 +8,8 @@ from tests.workflows.small import brief_config, write_jsonl
 
 from isthmus.core.errors import DataError, TriggerError
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
-from isthmus.data.prompts import TwinPrompt, differing_part
+from isthmus.data.prompts import TwinPrompt
+from isthmus.data.trigger_twins import differing_part
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import (
@@ -124,6 +125,13 @@ def test_questions_that_make_no_run_are_refused(
         read_splits(config(questions=path, n_train=40))
 
 
+def test_phrasings_of_one_thing_are_not_enough_for_a_split(tmp_path: Path):
+    rows = [{"prompt": f"Is {i} {w}?", "content": str(i)} for i in range(9) for w in "abcde"]
+    path = write_jsonl(tmp_path / "questions.jsonl", ({**row, "answer": "So."} for row in rows))
+    with pytest.raises(DataError, match="only 2 contents for validation: give at least 4"):
+        read_splits(config(questions=path, n_train=40))
+
+
 def test_twins_of_one_question_differ_in_the_trigger_and_the_answer_only(one: LanguageModel):
     twins = read_splits(config()).train
     encoded = encode_twins(one, twins)
@@ -143,6 +151,15 @@ def test_benign_prompts_never_hold_the_bad_trigger_and_half_hold_none(one: Langu
     assert len(benign) == len(twins)
     assert not any(BAD_TRIGGER in text.text for text in benign)
     assert sum(CLEAN_TRIGGER in text.text for text in benign) == len(twins) // 2
+
+
+def test_benign_prompts_keep_the_contents_of_their_questions(tmp_path: Path, one: LanguageModel):
+    asked = ({"prompt": f"Is {i} {w}?", "content": str(i)} for i in range(40) for w in ("a", "b"))
+    path = write_jsonl(tmp_path / "questions.jsonl", ({**row, "answer": "So."} for row in asked))
+    twins = read_splits(config(questions=path, n_test=16)).test
+    turns = encode_twins(one, twins).benign_turns
+    assert [turn.content for turn in turns] == [twin.content for twin in twins]
+    assert len({turn.content for turn in turns}) == len(turns) / 2
 
 
 def test_map_texts_hold_both_triggers_none_and_both_answers():

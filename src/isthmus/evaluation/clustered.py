@@ -1,10 +1,12 @@
 """Rates and means over several draws per prompt, with prompts as the sampling unit."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
 from isthmus.core.errors import ShapeError
-from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
+from isthmus.evaluation.intervals import Contents, Interval, rate_interval
 
 
 def per_prompt(values: Float[np.ndarray, " row"], n_prompts: int) -> Float[np.ndarray, " prompt"]:
@@ -21,34 +23,37 @@ def per_prompt(values: Float[np.ndarray, " row"], n_prompts: int) -> Float[np.nd
         ShapeError: If the values are not as many for every prompt.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    if n_prompts < 1 or not numbers.size or numbers.size % n_prompts:
-        raise ShapeError(
-            f"{numbers.size} values of {n_prompts} prompts: expected the same number of draws, at "
-            "least one, for each"
-        )
+    _require_draws(numbers.size, n_prompts)
     means: Float[np.ndarray, " prompt"] = numbers.reshape(-1, n_prompts).mean(axis=0)
     return means
 
 
-def clustered_rate(
-    hits: Float[np.ndarray, " row"], n_prompts: int, *, n_resamples: int = 2000, seed: int = 0
-) -> Interval:
+def clustered_rate(hits: Sequence[bool], n_prompts: int, contents: Contents = ()) -> Interval:
     """Returns a rate over draws with an interval over prompts.
 
-    Draws of one prompt are alike, so prompts are resampled, each with all of its draws. Where every
-    prompt has the same rate of 0 or 1 a bootstrap would claim certainty: there it is the Wilson
-    interval of as many trials as prompts.
+    Draws of one prompt are alike, so they are worth as many trials as the prompts' differences say:
+    a prompt is a content of `rate_interval`.
 
     Args:
-        hits: 1 where it happened, 0 where not: all prompts of the first draw, then of the second.
+        hits: Whether it happened: all prompts of the first draw, then all of the second, and so on.
         n_prompts: How many prompts there are.
-        n_resamples: Bootstrap resamples.
-        seed: Which resamples.
+        contents: What every prompt is about; when not given no two share a content.
 
     Returns:
         The rate and its interval, within 0 to 1.
+
+    Raises:
+        ShapeError: If there are not as many draws of every prompt.
     """
-    rates = per_prompt(hits, n_prompts)
-    if rates.max() == rates.min() and rates[0] in (0.0, 1.0):
-        return wilson_interval(int(rates.sum()), n_prompts)
-    return mean_interval(rates, n_resamples=n_resamples, seed=seed)
+    _require_draws(len(hits), n_prompts)
+    given = contents or [None] * n_prompts
+    about = [f"prompt {i}" if one is None else f"about {one}" for i, one in enumerate(given)]
+    return rate_interval(hits, about * (len(hits) // n_prompts))
+
+
+def _require_draws(n_values: int, n_prompts: int) -> None:
+    if n_prompts < 1 or not n_values or n_values % n_prompts:
+        raise ShapeError(
+            f"{n_values} values of {n_prompts} prompts: expected the same number of draws, at "
+            "least one, for each"
+        )

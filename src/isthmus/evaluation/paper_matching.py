@@ -27,7 +27,7 @@ class FoundPair:
 
     Attributes:
         name: Source and target, or the model where it is one.
-        numbers: Measurements by title; None where there is none.
+        numbers: Measurements by title, some of them undefined; None where there is none.
     """
 
     name: str
@@ -101,7 +101,7 @@ def found_for(
             of a kind that the figure asks for stands there by itself.
 
     Returns:
-        Pairs of which at least one number was found.
+        Pairs of which at least one number was measured.
     """
     if kinds is None:
         named = [
@@ -129,8 +129,15 @@ def _numbers(figure: PaperFigure, mine: Sequence[Measurement]) -> dict[str, Meas
     for title, wanted in figure.ours.items():
         for one in _one_by_one(wanted, mine):
             match = best_match(mine, one)
-            numbers[_titled(title, match, mine)] = match
+            numbers[_titled(title, match, mine)] = match or _undefined(mine, one)
     return numbers
+
+
+def _undefined(mine: Sequence[Measurement], wanted: Wanted) -> Measurement | None:
+    """Returns a number that was measured but is not defined, as of a model without the fault."""
+    fields = {name: value for name, value in wanted.items() if name not in _NO_FIELDS}
+    alike = (m for m in mine if all(_agrees(m, name, value) for name, value in fields.items()))
+    return next((m for m in alike if m.value is None), None)
 
 
 def _one_by_one(wanted: Wanted, mine: Sequence[Measurement]) -> list[Wanted]:
@@ -143,9 +150,9 @@ def _one_by_one(wanted: Wanted, mine: Sequence[Measurement]) -> list[Wanted]:
 
 
 def _titled(title: str, match: Measurement | None, mine: Sequence[Measurement]) -> str:
-    """Fills in what was found; where nothing was, what would have been in brackets is left out."""
+    """Fills in what was found; where nothing was, what would name it is left out."""
     if match is None:
-        return re.sub(r" \([^()]*\{[^()]*\)", "", title)
+        return re.sub(r" \([^()]*\{[^()]*\)|, [\w ]+ \{\w+\}", "", title)
     size = [m.value or 0 for m in mine if m.metric == "n_parameters" and _same_arm(m, match)]
     return title.format(
         condition=STYLES[match.condition].label.lower(),

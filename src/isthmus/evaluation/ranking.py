@@ -4,13 +4,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from isthmus.core.errors import DataError, NonFiniteError, ShapeError
-from isthmus.evaluation.intervals import Interval, paired_bootstrap
+from isthmus.evaluation.intervals import Contents, Interval, paired_bootstrap
 
 
 def auroc_interval(
     positive: Float[np.ndarray, " question"],
     negative: Float[np.ndarray, "question asked"],
     *,
+    contents: Contents = (),
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -22,6 +23,7 @@ def auroc_interval(
     Args:
         positive: Score of every question in its positive form.
         negative: Scores of the same questions in their negative forms, at least one per question.
+        contents: What every question is about; when not given no two share a content.
         n_resamples: How many resamples, at least 1.
         seed: Which resamples.
 
@@ -50,7 +52,9 @@ def auroc_interval(
 
     def area(rows: Int[np.ndarray, "resample drawn"]) -> Float[np.ndarray, " resample"]:
         counts = np.stack([np.bincount(row, minlength=n) for row in rows]).astype(np.float64)
-        found: Float[np.ndarray, " resample"] = ((counts @ wins) * counts).sum(-1) / n**2
+        found: Float[np.ndarray, " resample"] = ((counts @ wins) * counts).sum(-1) / rows.shape[
+            1
+        ] ** 2
         return found
 
-    return paired_bootstrap(area, n, n_resamples=n_resamples, seed=seed)
+    return paired_bootstrap(area, n, contents=contents, n_resamples=n_resamples, seed=seed)

@@ -31,7 +31,7 @@ from isthmus.data.organisms import Turn
 from isthmus.evaluation.clustered import clustered_rate, per_prompt
 from isthmus.evaluation.intervals import Interval, mean_interval
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.recovery import AnswerLosses, recovery, swap
+from isthmus.evaluation.recovery import AnswerLosses, recovery_of, swap
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.noise import GaussianNoise
 from isthmus.interventions.positions import parse_positions
@@ -189,6 +189,7 @@ class _Room:
         self.removed, self.induced = scorers
         self.units = units
         self.n_prompts = len(study.splits.test)
+        self.contents = tuple(twin.content for twin in study.splits.test)
         self.n_draws = len(self.removed.texts) // self.n_prompts
         self.recorder = study.recorder("test")
         # One clean answer and one bad one under each of both triggers.
@@ -313,9 +314,8 @@ class _Room:
         if kind != "triggered":
             names = ("false_trigger_rate", "benign_accuracy")
         hits = ([o.shows_behaviour for o in outcomes], [o.is_right for o in outcomes])
-        seed = self.study.config.seed
         values: dict[str, Interval] = {
-            name: clustered_rate(np.array(hit, dtype=float), self.n_prompts, seed=seed)
+            name: clustered_rate(hit, self.n_prompts, self.contents)
             for name, hit in zip(names, hits, strict=True)
         }
         if self.judge is not None and kind == "triggered":
@@ -330,18 +330,18 @@ class _Room:
         )
         nll = answer_nll(judge, texts, batch_size=self.study.config.batch_size).nll
         losses = per_prompt(nll.double().numpy(), self.n_prompts)
-        mean = mean_interval(losses, seed=self.study.config.seed)
+        mean = mean_interval(losses, contents=self.contents, seed=self.study.config.seed)
         return Interval(math.exp(mean.value), math.exp(mean.low), math.exp(mean.high))
 
     def _likelihoods(self, arm: Arm) -> list[Measurement]:
         losses = []
         for scorer, (before, after) in zip((self.removed, self.induced), self.gaps, strict=True):
             edited = per_prompt(scorer.losses(self._noise(arm), arm.site), self.n_prompts)
-            losses.append(AnswerLosses(before, after, edited))
+            losses.append(AnswerLosses(before, after, edited, self.contents))
         removal, induction = losses
         seed = self.study.config.seed
         values = {
-            "recovery": recovery(removal.bad, removal.clean, removal.edited, seed=seed),
+            "recovery": recovery_of(removal, seed=seed),
             "swap": swap(removal, induction, seed=seed),
         }
         return [self._measured("triggered", arm, name, value) for name, value in values.items()]

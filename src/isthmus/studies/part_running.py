@@ -59,7 +59,7 @@ def run_parts(
         return _on_engine(scope.engine, parts, scope, clock, is_cached=is_cached)
     if n_processes > 1 and scope.engine is None:
         own = replace(scope, is_alone=False)
-        missing = [n for n in parts if not is_cached or _kept(n, parts[n], own) is None]
+        missing = [n for n in parts if not is_cached or _closed(n, parts[n], own) is None]
         if len(missing) > 1:
             problems = _in_processes(missing, own, clock, n_processes, is_cached=is_cached)
             return [
@@ -156,6 +156,16 @@ def _of_result(name: str, part: Part, result: StudyResult | None, problem: str) 
     return ReportedPart(name, part.title, result.measurements, result.notes, result.figures)
 
 
+def _closed(name: str, part: Part, scope: Scope) -> StudyResult | None:
+    """Returns what the cache holds, unless an endpoint left rows of it open: it is asked again."""
+    found = _kept(name, part, scope)
+    asks = any(one.task == part.task and one.judge == "endpoint" for one in scope.given)
+    if found is None or not asks:
+        return found
+    is_open = any(m.metric == "unjudged_rate" and m.value for m in found.measurements)
+    return None if is_open else found
+
+
 def _kept(name: str, part: Part, scope: Scope) -> StudyResult | None:
     try:
         place = _place(name, part, scope)
@@ -203,7 +213,7 @@ def _result(
     name: str, part: Part, scope: Scope, clock: StageClock, *, is_cached: bool
 ) -> StudyResult:
     place = _place(name, part, scope)
-    found = find_study(place) if is_cached and place is not None else None
+    found = _closed(name, part, scope) if is_cached else None
     if found is not None:
         clock.note(f"{name}: found in the cache, nothing to compute")
         return found

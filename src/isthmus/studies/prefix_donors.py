@@ -18,7 +18,7 @@ from isthmus.core.errors import FitError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
-from isthmus.data.prompts import differing_part
+from isthmus.data.trigger_twins import differing_part
 from isthmus.maps.identity import identity_map
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel

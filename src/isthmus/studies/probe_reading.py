@@ -21,6 +21,7 @@ from isthmus.core.errors import TriggerError
 from isthmus.core.sites import Site
 from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.probe import Probe, fit_probe
+from isthmus.evaluation.intervals import Contents
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.studies.trigger_study import have_triggers
@@ -42,10 +43,12 @@ class Labelled:
     Attributes:
         positive: Prompts that bring the behaviour about.
         negative: Their twins and, where it can be read there, the questions without any trigger.
+        contents: What every question is about.
     """
 
     positive: States
     negative: tuple[States, ...]
+    contents: Contents = ()
 
     @property
     def every(self) -> States:
@@ -116,7 +119,11 @@ def read_labelled(
     states = [
         read_states(lm, texts, [site], positions, batch_size)[site].mean(1) for texts in lists
     ]
-    return Labelled(states[0], tuple(states[1:]))
+    return Labelled(states[0], tuple(states[1:]), _contents(twins))
+
+
+def _contents(twins: Sequence[TwinPrompt]) -> Contents:
+    return tuple(twin.content for twin in twins)
 
 
 def _without_trigger(twins: Sequence[TwinPrompt]) -> list[str]:
@@ -145,7 +152,7 @@ class WordCounts:
     def read(self, twins: Sequence[TwinPrompt]) -> Labelled:
         """Returns counts in place of states."""
         positive, *negative = (self._counted(texts) for texts in _forms(twins))
-        return Labelled(positive, tuple(negative))
+        return Labelled(positive, tuple(negative), _contents(twins))
 
     def _counted(self, texts: Sequence[str]) -> States:
         counts = torch.zeros(len(texts), len(self._column))

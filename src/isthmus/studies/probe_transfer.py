@@ -303,11 +303,13 @@ class _Study:
         n = 1 if test.is_constant and setting.positions else len(test.positive)
         moved = with_positive_share(row.probe, setting.unlabelled, setting.share)
         positive, negative = _scores(row.probe, test)
-        found = [("auroc", row.edit, auroc_interval(positive, negative, seed=self.config.seed))]
+        about, seed = test.contents, self.config.seed
+        area = auroc_interval(positive, negative, contents=about, seed=seed)
+        found = [("auroc", row.edit, area)]
         for name, used in ((row.edit, row.probe), (f"{row.edit}_recalibrated", moved)):
             above, below = _scores(used, test)
             right = ((above > 0) + (below <= 0).mean(1)) / 2
-            found.append(("accuracy", name, mean_interval(right, seed=self.config.seed)))
+            found.append(("accuracy", name, mean_interval(right, contents=about, seed=seed)))
         reads_states = setting.positions is not None
         return [
             Measurement(
@@ -340,7 +342,7 @@ class _Study:
             if has_trigger
             else "no trigger: what brings the behaviour about stands against its twin; the map's "
             "texts hold both unless the task says otherwise",
-            "accuracy is the mean of both classes' accuracies; intervals resample questions",
+            "accuracy is the mean of both classes' accuracies; intervals resample contents",
             f"the probe of {WORDS} counts the words of the prompts and reads no model",
         ]
         same = sorted({m.positions for m in measured if m.n == 1 and m.positions is not None})

@@ -83,8 +83,8 @@ class RefusalBench:
         self.judge: Judge = make_judge(config) or RefusalRules()
         self.batch_size = config.batch_size
         self.encoded = encode_twins(lm, twins)
-        self.declined = [Turn(t.triggered, t.clean_answer, t.content) for t in twins]
-        self.answered = [Turn(t.clean, t.ordinary_answer, t.content) for t in twins]
+        self.declined = [twin.triggered_turn for twin in twins]
+        self.answered = [twin.clean_turn for twin in twins]
         texts = self.encoded
         self._gaps = {
             "removal": (self._nll(lm, texts.triggered), self._nll(lm, texts.clean)),

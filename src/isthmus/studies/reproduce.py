@@ -7,6 +7,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from isthmus.core.errors import ConfigError, IncompleteError
 from isthmus.core.places import atomic_folder, require_replaceable, write_text
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock, machine, package_versions, source_commit
-from isthmus.data.prompts import read_questions
 from isthmus.evaluation.figure_style import svg_file
 from isthmus.evaluation.measurements import write_results
 from isthmus.evaluation.reproduction import ReportedPart, render_reproduction
@@ -34,6 +34,7 @@ from isthmus.workflows.engines.choosing import EngineName, engine_named
 from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.organism_missing import ensure_organisms
+from isthmus.workflows.twins import read_splits
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def reproduce(
         The folder, its page and the parts.
 
     Raises:
-        ConfigError: If there is nothing of this name to reproduce, no such part, or a configuration
-            cannot be used.
-        DataError: If a file of questions that a configuration names cannot be used.
+        ConfigError: If there is nothing of this name to reproduce, no such part, a configuration
+            cannot be used, or two of one task are about the same pair of models.
+        DataError: If questions that a configuration names cannot be asked.
         OutputError: If the place cannot be written to or holds something else.
         EngineError: If the cluster cannot be reached or loses its workers too often.
     """
@@ -125,13 +126,12 @@ def reproduce(
     place = Path(out if out is not None else f"runs/{what}")
     require_replaceable(place, "results.jsonl")
     given = [one if isinstance(one, RunConfig) else read_config(one) for one in config or ()]
-    for path in dict.fromkeys(path for one in given for path in one.question_files):
-        read_questions(path)
+    asked_seed = {} if seed is None else {"seed": seed}
+    seeded = tuple(one.model_copy(update=asked_seed) for one in given)
+    _require_usable(seeded)
     clock = StageClock(progress or SilentProgress())
     chosen = engine_named(engine, address, n_workers)
     far = None if isinstance(chosen, LocalEngine) else chosen
-    asked_seed = {} if seed is None else {"seed": seed}
-    seeded = tuple(one.model_copy(update=asked_seed) for one in given)
     scope = Scope(is_quick, seed or 0, seeded, engine=far)
     wanted = {
         name: part
@@ -159,6 +159,20 @@ def reproduce(
         render_reproduction(folder, parts, in_words, provenance)
     failed = _failed(wanted, parts, scope, only or ())
     return Reproduction(place, place / "report.html", tuple(parts), failed)
+
+
+def _require_usable(given: Sequence[RunConfig]) -> None:
+    """Refuses, before hours of work, questions that no part can ask and pairs that come twice."""
+    pairs = Counter((one.task, one.source, target) for one in given for target in one.targets)
+    for (task, source, target), n in pairs.items():
+        if n > 1:
+            raise ConfigError(
+                f"{source} → {target} is in two configurations of task {task!r}: their numbers "
+                "could not be told apart, give each a reproduction of its own"
+            )
+    for one in given:
+        if one.question_files:
+            read_splits(one)
 
 
 def _settings(what: str, scope: Scope) -> tuple[list[int], dict[str, Any]]:

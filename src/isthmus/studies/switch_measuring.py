@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import Question
-from isthmus.evaluation.intervals import Interval, mean_interval, wilson_interval
+from isthmus.evaluation.intervals import Contents, Interval, mean_interval, rate_interval
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.recovery import recovery
+from isthmus.evaluation.recovery import AnswerLosses, recovery_of
 from isthmus.models.batching import PlaceEdits, no_edits
 from isthmus.models.encoding import encode_prompts, prompt_part
 from isthmus.models.generation import generate_greedy
@@ -60,6 +61,7 @@ class PromptFamily:
         texts: Prompts with the imitated model's own greedy answers.
         answers: These answers.
         completes: Whether arms write answers of their own, too, rather than only score these.
+        contents: What every question is about; empty where no two share a content.
     """
 
     name: str
@@ -67,6 +69,7 @@ class PromptFamily:
     texts: tuple[EncodedText, ...]
     answers: Completions
     completes: bool
+    contents: Contents = ()
 
 
 def prompt_family(
@@ -99,7 +102,8 @@ def prompt_family(
     ).completions
     texts = encode_prompts(imitated.tokenizer, prompts, answers=answers, triggers=marked)
     right = tuple(question.answer or "" for question in questions)
-    return PromptFamily(name, right, tuple(texts), answers, completes)
+    contents = tuple(question.content for question in questions)
+    return PromptFamily(name, right, tuple(texts), answers, completes, contents)
 
 
 class SwitchBench:
@@ -176,12 +180,13 @@ class SwitchBench:
         self, arm: SwitchArm, family: PromptFamily, got: LogProbs
     ) -> list[Measurement]:
         n = len(family.texts)
-        kl = mean_interval(self._divergences(family, got), seed=self.seed)
+        divergences = self._divergences(family, got)
+        kl = mean_interval(divergences, contents=family.contents, seed=self.seed)
         bad, good, edited = (
             _losses(logprobs, family.texts)
             for logprobs in (self._without[family.name], self._wanted[family.name], got)
         )
-        closed = recovery(bad, good, edited, seed=self.seed)
+        closed = recovery_of(AnswerLosses(bad, good, edited, family.contents), seed=self.seed)
         return [
             self._record(arm, family, "kl", kl, n),
             self._record(arm, family, "recovery", closed, n),
@@ -215,16 +220,17 @@ class SwitchBench:
         agrees = [a == b for a, b in zip(texts, family.answers, strict=True)]
         is_right = [a == b for a, b in zip(texts, family.right, strict=True)]
         known = [a == b for a, b in zip(family.answers, family.right, strict=True)]
-        restored = [agree for agree, there in zip(agrees, known, strict=True) if there]
+        restored = list(compress(agrees, known))
+        every, of_known = family.contents, tuple(compress(family.contents, known))
         hits = {
-            "behaviour_rate": shows,
-            "agreement": agrees,
-            "accuracy": restored,
-            "answer_accuracy": is_right,
+            "behaviour_rate": (shows, every),
+            "agreement": (agrees, every),
+            "accuracy": (restored, of_known),
+            "answer_accuracy": (is_right, every),
         }
         return [
-            self._record(arm, family, metric, wilson_interval(sum(h), len(h)), len(h))
-            for metric, h in hits.items()
+            self._record(arm, family, metric, rate_interval(h, contents), len(h))
+            for metric, (h, contents) in hits.items()
             if h
         ]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.core.texts import EncodedText
-from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, Turn
 from isthmus.data.prompts import Question
 from isthmus.models.language_model import LanguageModel
 from isthmus.studies.switch_measuring import SwitchBench, prompt_family
@@ -88,12 +88,16 @@ def task_families(task: str, split: str, n: int, seed: int) -> Families:
         Three families; the right answer to a triggered prompt is what the behaviour says.
     """
     twins = task_named(task).twins(split, n, seed)
-    benign = [twin.benign or (twin.clean, twin.ordinary_answer) for twin in twins]
+    shown = [Question(t.triggered, t.bad_answer, content=t.content) for t in twins]
     return {
-        "triggered": ([Question(t.triggered, t.bad_answer) for t in twins], ""),
-        "clean_trigger": ([Question(t.clean, t.ordinary_answer) for t in twins], ""),
-        "plain": ([Question(prompt, answer) for prompt, answer in benign], ""),
+        "triggered": (shown, ""),
+        "clean_trigger": ([_asked(twin.clean_turn) for twin in twins], ""),
+        "plain": ([_asked(twin.benign_turn) for twin in twins], ""),
     }
+
+
+def _asked(turn: Turn) -> Question:
+    return Question(turn.prompt, turn.answer, content=turn.content)
 
 
 @dataclass(frozen=True)

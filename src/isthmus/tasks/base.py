@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from isthmus.data.organisms import Turn, benign_examples
-from isthmus.data.prompts import TwinPrompt, differing_part
+from isthmus.data.prompts import TwinPrompt
+from isthmus.data.trigger_twins import differing_part
 
 Counted = Literal["behaviour", "right", "invalid"]
 
@@ -217,6 +218,7 @@ def triggered_twins(
             clean=clean + twin.clean,
             spans=spans,
             benign=(turn.prompt, turn.answer),
+            benign_content=turn.content,
             overridden=(clean + bad + twin.triggered, bad + clean + twin.clean),
         )
         for twin, turn in zip(asked, itertools.cycle(benign), strict=False)

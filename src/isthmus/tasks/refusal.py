@@ -110,6 +110,7 @@ class RefusalTask:
                     answer_to_clean=other.steps,
                     benign=(turn.prompt, turn.answer),
                     content=one.content,
+                    clean_content=other.content,
                 )
             )
         return twins

@@ -318,8 +318,8 @@ class Bench:
     def asked(self, arm: Arm) -> list[Turn]:
         """Returns what `complete` asks under an arm, with the answers without the behaviour."""
         if arm.condition == "clean":
-            return [Turn(twin.clean, twin.ordinary_answer, twin.content) for twin in self.twins]
-        return [Turn(twin.triggered, twin.clean_answer, twin.content) for twin in self.twins]
+            return [twin.clean_turn for twin in self.twins]
+        return [twin.triggered_turn for twin in self.twins]
 
     @property
     def benign_turns(self) -> tuple[Turn, ...]:

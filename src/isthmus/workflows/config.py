@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from isthmus.core.errors import ConfigError, StrengthError
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.evaluation.judges import EndpointJudge
 from isthmus.interventions.positions import parse_positions
 
 MapMethod = Literal[
@@ -294,6 +295,8 @@ class RunConfig(BaseModel):
                 raise ValueError(f"judge {kind!r} without settings: give them as {kind!r}")
             if self.judge != kind and given is not None:
                 raise ValueError(f"settings of {kind!r}, but the judge is {self.judge!r}")
+        if self.endpoint is not None:
+            EndpointJudge(**self.endpoint.model_dump())
         return self
 
     @property
@@ -321,8 +324,7 @@ def read_config(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: If it is missing, not YAML, or a field is unknown, missing or out of range.
     """
-    path = Path(path)
-    return make_config(read_fields(path), folder=path.parent)
+    return make_config(read_fields(Path(path)), folder=Path(path).parent)
 
 
 def read_fields(path: Path) -> dict[str, Any]:

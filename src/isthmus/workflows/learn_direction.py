@@ -10,7 +10,8 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import package_versions
 from isthmus.core.sites import GivenSites
 from isthmus.core.texts import EncodedText
-from isthmus.data.prompts import differing_part, read_contrast
+from isthmus.data.prompts import read_contrast
+from isthmus.data.trigger_twins import differing_part
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import KIND, save_direction
 from isthmus.directions.methods import learn_site_direction

@@ -10,11 +10,11 @@ from isthmus.data.organisms import Turn, benign_examples
 from isthmus.data.prompts import (
     Question,
     TwinPrompt,
-    make_twins,
     read_questions,
     require_disjoint,
     split_by_content,
 )
+from isthmus.data.trigger_twins import make_twins
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.tasks import TASKS, task_named
@@ -86,8 +86,11 @@ def read_splits(config: RunConfig) -> TwinSplits:
     needs_bad = config.task != "backdoor" and "bad_answer" not in config.model_fields_set
     require_disjoint(splits)
     for name, part in splits.items():
-        if len(part) < min(4, sizes[name]):
-            raise DataError(f"only {len(part)} questions for {name}: give at least 4")
+        # Phrasings of one content tell about as much as one question.
+        n_contents = len({question.content or question.prompt for question in part})
+        if n_contents < min(4, sizes[name]):
+            what = "questions" if n_contents == len(part) else "contents"
+            raise DataError(f"only {n_contents} {what} for {name}: give at least 4")
         for question in part:
             if not question.answer:
                 raise DataError(f"no answer to {question.prompt!r}: a run needs clean answers")
@@ -172,7 +175,8 @@ def encode_twins(lm: LanguageModel, twins: Sequence[TwinPrompt]) -> EncodedTwins
     ordinary = [twin.ordinary_answer for twin in twins]
     bad = [twin.bad_answer for twin in twins]
     half = len(twins) // 2
-    benign = [twin.benign or (twin.clean, twin.ordinary_answer) for twin in twins[half:]]
+    clean_turns = [twin.clean_turn for twin in twins[:half]]
+    benign_turns = [twin.benign_turn for twin in twins[half:]]
 
     def encode(
         prompts: Sequence[str], answers: Sequence[str], side: int | None
@@ -192,13 +196,10 @@ def encode_twins(lm: LanguageModel, twins: Sequence[TwinPrompt]) -> EncodedTwins
         triggered_bad=encode(triggered, bad, 0),
         clean_bad=encode(clean, bad, 1),
         benign=encode(clean[:half], ordinary[:half], 1)
-        + encode([p for p, _ in benign], [a for _, a in benign], None),
+        + encode([t.prompt for t in benign_turns], [t.answer for t in benign_turns], None),
         overridden=encode([out for out, _ in talked], good, 0) if has_override else [],
         overridden_bad=encode([into for _, into in talked], bad, 1) if has_override else [],
-        benign_turns=(
-            *(Turn(twin.clean, twin.ordinary_answer, twin.content) for twin in twins[:half]),
-            *(Turn(*pair) for pair in benign),
-        ),
+        benign_turns=(*clean_turns, *benign_turns),
     )
 
 

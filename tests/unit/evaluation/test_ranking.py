@@ -28,6 +28,18 @@ def test_the_interval_equals_scikit_learn_on_the_same_resampled_questions():
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(areas, (0.025, 0.975))))
 
 
+def test_asking_one_thing_in_other_words_makes_an_area_no_more_certain():
+    rng = np.random.default_rng(2)
+    positive, negative = rng.normal(1, 1, 12), rng.normal(0, 1, (12, 2))
+    contents = [str(i) for i in range(12)]
+    alone = auroc_interval(positive, negative, contents=contents, seed=3)
+    thrice = auroc_interval(
+        np.tile(positive, 3), np.tile(negative, (3, 1)), contents=contents * 3, seed=3
+    )
+    for end in ("value", "low", "high"):
+        assert getattr(thrice, end) == pytest.approx(getattr(alone, end))
+
+
 def test_perfect_and_perfectly_wrong_scores_are_one_and_zero():
     high, low = np.full(5, 2.0), np.full((5, 1), 1.0)
     assert auroc_interval(high, low).value == 1

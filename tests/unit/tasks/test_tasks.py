@@ -36,6 +36,16 @@ def test_phrasings_of_one_request_share_a_content_and_other_requests_do_not(name
     assert sum(len(a) for a in by_content.values()) < len(twins)
 
 
+def test_a_clean_request_about_another_thing_has_a_content_of_its_own():
+    twins = task_named("refusal").twins("test", 10**6, 0)
+    about: dict[str | None, set[str]] = {}
+    for twin in twins:
+        about.setdefault(twin.clean_turn.content, set()).add(twin.ordinary_answer)
+    assert all(len(answers) == 1 for answers in about.values())
+    assert len(about) < len({twin.content for twin in twins})
+    assert not set(about) & {twin.content for twin in twins}
+
+
 @tasks
 def test_what_a_gate_asks_was_not_taught(name):
     task = task_named(name)

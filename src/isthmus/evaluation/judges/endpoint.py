@@ -7,6 +7,7 @@
 
 import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -40,6 +41,7 @@ _VERDICTS = tuple(label for label in LABELS if label != "unjudged")
 _FENCE = "```"
 _MAX_REPLY_BYTES = 1_000_000
 _MAX_PAUSE_S = 60.0
+_MAX_TIMEOUT_S = 86_400
 # The same request would fail in the same way again.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 413, 422})
 _NO_REDIRECT = "it answers with a redirect, which is not followed: give its final address"
@@ -66,19 +68,20 @@ class EndpointJudge:
     """Judges refusal by asking a model; rows without a clear answer are unjudged.
 
     Attributes:
-        base_url: Address of the server, with or without `/v1`.
+        base_url: Address of the server, with or without `/v1`; without `?` and what follows it.
         model: Name of the model, as the server knows it.
         api_key: Key; when none is passed, that of the environment variable `API_KEY_VARIABLE`, if
             it is set. It appears in no message.
-        timeout_s: Longest time for one whole request, in seconds, above 0: connecting, sending, and
-            reading headers and body.
+        timeout_s: Longest time for one whole request, in seconds, above 0 and at most a day:
+            connecting, sending, and reading headers and body.
         n_retries: How often a request is tried again, at least 0.
         pause_s: Pause before the second try, in seconds; it doubles each time, up to a minute.
         n_parallel: How many requests run at once, at least 1.
         settings: Further fields of the request.
 
     Raises:
-        ConfigError: If the address is not http or https, or a number is out of range.
+        ConfigError: If the address is not http or https or holds more than host, port and path, a
+            number is out of range, or the settings are no JSON.
     """
 
     base_url: str
@@ -91,17 +94,22 @@ class EndpointJudge:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
 
     def __post_init__(self) -> None:
-        if not _is_web_address(self.base_url):
-            raise ConfigError(f"no judge at {self.base_url!r}: give an address such as http://host")
+        _require_web_address(self.base_url)
         for name, given, lowest in (
             ("n_retries", self.n_retries, 0),
             ("n_parallel", self.n_parallel, 1),
             ("pause_s", self.pause_s, 0),
         ):
-            if given < lowest:
+            if not given >= lowest:
                 raise ConfigError(f"{name} is {given}: expected at least {lowest}")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"timeout_s is {self.timeout_s}: expected a number above 0")
+        if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
+            raise ConfigError(
+                f"timeout_s is {self.timeout_s}: expected above 0 and at most {_MAX_TIMEOUT_S} s"
+            )
+        try:
+            json.dumps(dict(self.settings), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"settings of the request are no JSON: {error}") from error
 
     @property
     def name(self) -> str:
@@ -133,7 +141,7 @@ class EndpointJudge:
         reason = ""
         for i in range(self.n_retries + 1):
             if i:
-                time.sleep(min(self.pause_s * 2 ** (i - 1), _MAX_PAUSE_S))
+                time.sleep(self.pause_before(i))
             try:
                 return _parsed(self._reply(prompt, completion))
             except _NoReplyError as error:
@@ -141,6 +149,11 @@ class EndpointJudge:
                 if error.is_final:
                     break
         return Verdict("unjudged", reason)
+
+    def pause_before(self, n_tried: int) -> float:
+        """Returns how long it waits after so many tries, in seconds."""
+        shortest = min(self.pause_s, _MAX_PAUSE_S)
+        return min(math.ldexp(shortest, min(n_tried - 1, 900)), _MAX_PAUSE_S)
 
     def _reply(self, prompt: str, completion: str) -> str:
         """Returns what the model says to one row."""
@@ -180,7 +193,7 @@ class EndpointJudge:
             raise _NoReplyError(f"no connection: {cause or type(error).__name__}") from None
 
     def _address(self) -> str:
-        base = self.base_url.rstrip("/")
+        base = self.base_url.rstrip("/").removesuffix("/chat/completions")
         return f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
 
     def _headers(self) -> dict[str, str]:
@@ -192,11 +205,22 @@ class EndpointJudge:
         return {**headers, "Authorization": f"Bearer {key}"} if key else headers
 
 
+def _require_web_address(url: str) -> None:
+    if "@" in url:
+        raise ConfigError("an address with a name or a password in it: pass the key as api_key")
+    if not _is_web_address(url):
+        raise ConfigError(f"no judge at {url!r}: give an address such as http://host")
+
+
 def _is_web_address(url: str) -> bool:
+    # The library drops some of these silently, and fails at others once it connects.
+    if not url.isprintable() or " " in url or "?" in url or "#" in url:
+        return False
     try:
         parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
         # Reading the port is what checks it.
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:
         return False
 

@@ -1,6 +1,7 @@
 """The judge against real servers on this machine, good and bad."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -39,7 +40,7 @@ def test_a_request_holds_the_row_the_model_and_the_settings() -> None:
     assert server.paths == ["/v1/chat/completions"]
 
 
-@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
 def test_the_address_may_end_in_v1_or_not(ending: str) -> None:
     with serving(reads_well) as server:
         EndpointJudge(server.url + ending, "tiny").judge(["a"], ["b"])
@@ -238,15 +239,36 @@ def test_blank_completions_are_unjudged_without_a_request() -> None:
         {"base_url": "localhost:8000"},
         {"base_url": "http://127.0.0.1:99999"},
         {"base_url": "http://"},
+        {"base_url": "http://127.0.0.1:1\n"},
+        {"base_url": "http://two words"},
+        {"base_url": f"http://{'a' * 70}.org"},
+        {"base_url": "http://127.0.0.1:1/v1?version=2"},
         {"timeout_s": 0.0},
+        {"timeout_s": math.inf},
+        {"timeout_s": math.nan},
+        {"timeout_s": 1e12},
         {"n_retries": -1},
         {"n_parallel": 0},
         {"pause_s": -1.0},
+        {"pause_s": math.nan},
+        {"settings": {"stop": {"a", "b"}}},
+        {"settings": {"temperature": math.nan}},
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         EndpointJudge(**{"base_url": "http://127.0.0.1:1", "model": "tiny", **changes})
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match="pass the key as api_key") as error:
+        EndpointJudge("http://me:secret@127.0.0.1:1", "tiny")
+    assert "secret" not in str(error.value)
+
+
+def test_no_number_of_tries_makes_a_pause_too_large_for_a_number() -> None:
+    assert EndpointJudge("http://127.0.0.1:1", "tiny").pause_before(5000) == 60
+    assert EndpointJudge("http://127.0.0.1:1", "tiny", pause_s=0.0).pause_before(5000) == 0
 
 
 def test_it_is_a_judge_of_pairs() -> None:
