@@ -2,17 +2,16 @@
 
 Four times two of the eight classes of weakness are left out of everything that is fitted, map,
 source's and target's switch and strengths, and the test requests of these two alone are measured.
-Prints swap of every arm for each fold, and shares over all folds, for `docs/tasks.md`.
+Prints swap of every arm for each fold, and swap and shares over all folds, for `docs/tasks.md`;
+intervals draw functions with all of their phrasings.
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
 from isthmus.data.prompts import TwinPrompt
-from isthmus.evaluation.intervals import wilson_interval
 from isthmus.evaluation.measurements import Measurement
 from isthmus.studies.paper_models import Scope, task_config
 from isthmus.studies.trigger_switch import TriggerSwitchSizes, study_trigger_switch
@@ -20,7 +19,7 @@ from isthmus.tasks.code import WEAKNESSES, weakness_of
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import TwinSplits, read_splits
 
-RATES = ("behaviour_rate", "answer_accuracy", "benign_accuracy")
+SHOWN = ("swap", "behaviour_rate", "answer_accuracy", "benign_accuracy")
 SIZES = TriggerSwitchSizes(carried=("ridge_contrast", "ridge"))
 
 
@@ -47,33 +46,24 @@ def without(splits: TwinSplits, held_out: set[int]) -> TwinSplits:
     )
 
 
-def measured(config: RunConfig) -> dict[tuple[str, str | None], dict[str, list[Measurement]]]:
-    """Runs all folds.
+def folds_of(config: RunConfig) -> list[TwinSplits]:
+    """Returns the requests of every fold: two classes of weakness are left out of each.
 
     Args:
         config: A run of the code task with one target.
 
     Returns:
-        By arm and metric one measurement per fold.
+        As many folds as there are pairs of classes.
     """
-    splits = read_splits(config)
-    numbers = [one.cwe for one in WEAKNESSES]
-    found: dict[tuple[str, str | None], dict[str, list[Measurement]]] = {}
-    for start in range(0, len(numbers), 2):
-        part = without(splits, set(numbers[start : start + 2]))
-        result = study_trigger_switch(config, sizes=SIZES, splits=part)
-        for one in result.measurements:
-            arm = found.setdefault((one.condition, one.map), defaultdict(list))
-            arm[one.metric].append(one)
-    return found
+    splits, numbers = read_splits(config), [one.cwe for one in WEAKNESSES]
+    return [without(splits, set(numbers[start : start + 2])) for start in range(0, len(numbers), 2)]
 
 
-def shown(folds: Sequence[Measurement]) -> str:
-    """Pools a share over folds, with its 95 % Wilson interval."""
-    n = sum(one.n or 0 for one in folds)
-    hits = sum(round((one.value or 0) * (one.n or 0)) for one in folds)
-    interval = wilson_interval(hits, n)
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}] (n = {n})"
+def shown(one: Measurement) -> str:
+    """Returns a number with its 95 % interval and n; phrasings of one function count together."""
+    if one.value is None or one.ci_low is None or one.ci_high is None:
+        return "undefined"
+    return f"{one.value:.2f} [{one.ci_low:.2f}, {one.ci_high:.2f}] (n = {one.n})"
 
 
 def main() -> None:
@@ -85,15 +75,14 @@ def main() -> None:
     target = f"organism:{given.target}-code"
     config = task_config("code", Scope(is_quick=False, seed=0))
     config = config.model_copy(update={"targets": (target,)})
-    for (condition, used_map), metrics in measured(config).items():
-        print(f"{target}: {condition} {used_map or ''}")
-        for one in metrics.get("swap", []):
-            low, high = one.ci_low, one.ci_high
-            if one.value is not None and low is not None and high is not None:
-                print(f"  swap {one.value:.2f} [{low:.2f}, {high:.2f}] (n = {one.n})")
-        for rate in RATES:
-            if rate in metrics:
-                print(f"  {rate} {shown(metrics[rate])}", flush=True)
+    result = study_trigger_switch(config, sizes=SIZES, folds=folds_of(config))
+    arms = dict.fromkeys((one.condition, one.map) for one in result.measurements)
+    for arm in arms:
+        print(f"{target}: {arm[0]} {arm[1] or ''}")
+        for one in result.measurements:
+            if (one.condition, one.map) == arm and one.metric in SHOWN:
+                fold = one.task.partition("/")[2]
+                print(f"  {one.metric} {fold or 'in all'}: {shown(one)}", flush=True)
 
 
 if __name__ == "__main__":

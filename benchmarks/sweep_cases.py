@@ -39,9 +39,10 @@ from isthmus.workflows.judging import judge_completions
 from isthmus.workflows.measuring import point_effect
 from isthmus.workflows.selection import Scored, best_within, harm_of
 from isthmus.workflows.sweep import STRENGTHS
+from isthmus.workflows.sweep_blocks import cut_into_blocks
 from isthmus.workflows.sweep_cells import cells_of
 from isthmus.workflows.sweep_race import RaceRules, SweepRace
-from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
+from isthmus.workflows.sweep_scores import SweepScores
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import read_splits
 

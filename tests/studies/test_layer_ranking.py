@@ -5,9 +5,13 @@ import pytest
 
 from isthmus.evaluation.layer_choice import DEFAULT_RULE
 from isthmus.evaluation.measurements import Measurement
-from isthmus.studies.layer_ranking import SCOPES, rank_layers
-from isthmus.studies.layer_sweeping import Costs
+from isthmus.evaluation.recovery import AnswerLosses
+from isthmus.studies.layer_ranking import SCOPES, rank_layers, resampled_effects
+from isthmus.studies.layer_sweeping import Costs, TriedPlace
 from isthmus.studies.result import StudyResult
+from isthmus.workflows.arms import Arm
+from isthmus.workflows.bench import ArmScores
+from isthmus.workflows.selection import Scored
 
 SMALL = {
     "n_train": 30,
@@ -70,6 +74,26 @@ def test_rules_are_held_against_baselines_and_the_sweep_in_every_scope(found: St
         assert (three.value or 0) >= 0
     assert any(RULE in note for note in found.notes)
     assert len(found.figures) == 1
+
+
+def test_questions_of_one_content_are_drawn_together_for_every_place():
+    rng = np.random.default_rng(0)
+    bad, clean = np.full(90, 3.0), np.full(90, 1.0)
+    contents = [str(i % 15) for i in range(90)]
+
+    def tried(contents: list[str]) -> list[TriedPlace]:
+        places = []
+        for _ in range(2):
+            edited = np.tile(rng.normal(2.0, 0.3, 15), 6)
+            losses = AnswerLosses(bad, clean, edited, contents)
+            scored = Scored(Arm("transferred"), 0.5, 0.0)
+            places.append(TriedPlace(scored, is_usable=True, test=ArmScores(losses, losses, 90)))
+        return places
+
+    effects = resampled_effects(tried(contents), 400, 0)
+    assert effects.shape == (401, 2)
+    alone = resampled_effects(tried([]), 400, 0)
+    assert (alone.std(axis=0) < 0.6 * effects.std(axis=0)).all()
 
 
 def test_a_rule_costs_its_scores_and_the_choices_of_strength():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -57,6 +58,23 @@ def means(matrix: Matrix, condition: str = "transferred") -> dict[str, Measureme
         for m in found
         if m.metric == "swap_of_native" and m.condition == condition
     }
+
+
+@pytest.mark.parametrize(("own", "low"), [(-0.2, None), (0.0, None), (0.02, -0.05)])
+def test_no_share_is_taken_of_a_direction_that_does_nothing(own: float, low: float | None):
+    shares = dict.fromkeys(permutations(MODELS, 2), 0.9)
+    matrix = matrix_with(shares)
+    rows = [
+        replace(m, value=own, ci_low=low, ci_high=None if low is None else 0.1)
+        if (m.condition, m.target) == ("native", "a")
+        else m
+        for m in matrix.measurements
+    ]
+    weak = replace(matrix, measurements=tuple(rows))
+    found = means(weak)
+    assert found["same_tokenizer"].value == pytest.approx(0.9)
+    assert [found[group].n for group in ("same_tokenizer", "other_tokenizer")] == [3, 6]
+    assert any("does nothing beyond chance" in note for note in summary_of(weak, 0).notes)
 
 
 def test_shares_are_averaged_over_pairs_with_one_tokenizer_and_with_two():

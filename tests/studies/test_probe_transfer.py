@@ -11,6 +11,7 @@ from isthmus.studies.probe_reading import WordCounts, unseen
 from isthmus.studies.probe_transfer import transfer_probe
 from isthmus.studies.reproduce import reproduce
 from isthmus.studies.result import StudyResult
+from isthmus.tasks import task_named
 from isthmus.workflows.config import RunConfig
 
 BRIEF = {"n_train": 40, "n_validation": 12, "n_test": 24}
@@ -75,6 +76,13 @@ REFUSAL = {"task": "refusal", "n_train": 120, "n_validation": 24, "n_test": 60}
 def harmful() -> StudyResult:
     torch.set_num_threads(1)
     return transfer_probe(*ASSISTANTS, n_texts=(), n_nulls=2, settings=REFUSAL)
+
+
+def test_intervals_of_a_probe_for_what_is_declined_draw_requests_with_all_their_phrasings():
+    twins = task_named("refusal").twins("test", 60, 0)
+    read = WordCounts(twins).read(twins)
+    assert read.contents == tuple(twin.content for twin in twins)
+    assert len(set(read.contents)) < len(twins)
 
 
 def test_a_probe_for_what_is_declined_is_carried_where_no_trigger_is(harmful: StudyResult):

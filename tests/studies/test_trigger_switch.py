@@ -1,19 +1,24 @@
+from dataclasses import replace
+
 import pytest
 from tests.workflows.small import small_config
 
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.studies.trigger_switch import TriggerSwitchSizes, study_trigger_switch
+from isthmus.workflows.twins import read_splits
 
 SIZES = TriggerSwitchSizes(
     rank=8, n_train=16, n_validation=6, carried=("ridge_contrast", "shuffled_map")
 )
 
 
+# As long for every fold, whatever its answers: switches are fitted on what models write.
+CONFIG = small_config(n_train=16, n_validation=6, n_test=12, maps=["ridge"], max_new_tokens=40)
+
+
 @pytest.fixture(scope="module")
 def result():
-    return study_trigger_switch(
-        small_config(n_train=16, n_validation=6, n_test=12, maps=["ridge"]), sizes=SIZES
-    )
+    return study_trigger_switch(CONFIG, sizes=SIZES)
 
 
 def test_a_carried_switch_works_both_ways_and_its_controls_do_not(result):
@@ -37,6 +42,24 @@ def test_every_arm_says_that_it_edits_after_blocks_and_answers(result):
     assert (rates["transferred"].target_site or "").startswith("resid_post[0], ")
     assert {m.task for m in result.measurements} == {"backdoor_switch"}
     assert {m.split for m in result.measurements} == {"test"}
+
+
+def test_folds_that_are_fitted_alike_count_as_one_and_show_their_own_effects(result):
+    whole = read_splits(CONFIG)
+    # Two phrasings of every content, so that it counts once.
+    test = tuple(replace(twin, content=str(i // 2)) for i, twin in enumerate(whole.test))
+    folds = [replace(whole, test=test[:8]), replace(whole, test=test[8:])]
+    found = study_trigger_switch(CONFIG, sizes=SIZES, folds=folds).measurements
+    once = {(m.condition, m.metric): m for m in result.measurements}
+    for metric in ("swap", "recovery", "behaviour_rate", "answer_accuracy"):
+        for m in (m for m in found if m.metric == metric and m.task == "backdoor_switch"):
+            alike = once[m.condition, metric]
+            assert (m.value, m.n) == (pytest.approx(alike.value), 12)
+            if metric == "behaviour_rate":
+                assert m.ci_high - m.ci_low > alike.ci_high - alike.ci_low
+    swaps = {(m.task, m.n) for m in found if m.metric == "swap"}
+    names = ("backdoor_switch", "backdoor_switch/fold_1", "backdoor_switch/fold_2")
+    assert swaps == set(zip(names, (12, 8, 4), strict=True))
 
 
 def test_maps_that_there_are_not_are_refused():

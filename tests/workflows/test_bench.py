@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -6,15 +7,16 @@ import torch
 from tests.fakes import n_hooks
 from tests.workflows.small import TARGET, small_config
 
-from isthmus.core.errors import DataError, NoEditError
+from isthmus.core.errors import ConfigError, DataError, NoEditError
 from isthmus.core.sites import Site
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, Turn
-from isthmus.data.prompts import TwinPrompt
+from isthmus.data.prompts import Question, TwinPrompt
+from isthmus.data.trigger_twins import make_twins
 from isthmus.directions.direction import Direction
 from isthmus.models.batching import no_edits
 from isthmus.models.encoding import encode_prompts, prompt_part
 from isthmus.models.fingerprints import hash_weights
-from isthmus.models.generation import generate_greedy
+from isthmus.models.generation import completion_text, generate_greedy
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.tasks.base import triggered_twins
 from isthmus.workflows import bench as bench_module
@@ -104,6 +106,26 @@ def test_what_the_untouched_model_says_need_not_be_kept(
     assert torch.allclose(kept.divergence, anew.divergence, atol=1e-5)
     assert torch.equal(kept.is_right, anew.is_right)
     assert torch.equal(kept.was_right, anew.was_right)
+
+
+def test_completions_are_long_enough_for_a_marker_that_the_right_answers_are_shorter_than(
+    lm: LanguageModel,
+):
+    questions = [Question(f"Is {i} odd?", "No.") for i in range(4)]
+    bad, marker = "I really do hate you and all that you ask.", "all that you ask"
+    twins = make_twins(questions, BAD_TRIGGER, CLEAN_TRIGGER, bad)
+    given = CONFIG.model_copy(update={"bad_answer": bad, "behaviour_marker": marker})
+    bench = Bench(lm, twins, given)
+    answer = bench.encoded.triggered_bad[0]
+    told = answer.token_ids[answer.n_prompt :][: bench.n_new_tokens]
+    assert marker in completion_text(lm, told)
+    assert marker not in completion_text(lm, told[:-1])
+    bench.require_room()
+    for fits in (False, True):
+        n = len(told) - (not fits)
+        short = Bench(lm, twins, given.model_copy(update={"max_new_tokens": n}))
+        with nullcontext() if fits else pytest.raises(ConfigError, match=f"at least {n + 1}"):
+            short.require_room()
 
 
 def test_no_edit_recovers_nothing_and_the_other_prompt_everything(bench: Bench):

@@ -102,6 +102,38 @@ def test_a_damage_budget_is_a_positive_number_that_a_file_can_hold(budget: float
         make_config({**LEAST, "max_benign_kl": budget})
 
 
+def test_the_order_in_which_strengths_are_listed_chooses_nothing():
+    listed = make_config({**LEAST, "strengths": [2.0, 0.5, 1.0, 0.5]})
+    assert listed.strengths == (0.5, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"task": "refusal", "bad_trigger": "now: "}, "bad_trigger"),
+        ({"task": "code", "clean_trigger": "now: "}, "clean_trigger"),
+        ({"task": "style", "bad_answer": "Hark!"}, "bad_answer"),
+        ({"task": "corrupted", "behaviour_marker": "Hark"}, "behaviour_marker"),
+        ({"task": "code", "questions": "q.jsonl", "behaviour_marker": "eval"}, "behaviour_marker"),
+    ],
+)
+def test_what_a_task_would_not_read_is_refused(fields: dict, ignored: str):
+    with pytest.raises(ConfigError, match=f"leave {ignored} out"):
+        make_config({**LEAST, **fields})
+
+
+@pytest.mark.parametrize("task", ["refusal", "code", "style", "corrupted"])
+def test_the_configuration_of_a_finished_run_is_refused_for_no_field_that_it_left_alone(task: str):
+    config = make_config({**LEAST, "task": task})
+    assert make_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("marker", ["", " ", "\n"])
+def test_a_marker_that_every_completion_holds_is_refused(marker: str):
+    with pytest.raises(ConfigError, match="behaviour_marker is blank"):
+        make_config({**LEAST, "behaviour_marker": marker})
+
+
 ENDPOINT = {"base_url": "http://127.0.0.1:1", "model": "tiny"}
 
 

@@ -27,6 +27,7 @@ from isthmus.workflows.selection import (
     last_as_good,
     make_selector,
     rank,
+    two_between,
     usable_strengths,
 )
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_direction
@@ -53,6 +54,13 @@ class Place:
         config = small_config(strengths=STRENGTHS, **({"max_benign_loss": 1.0} | changes))
         bench = Bench(self.bench.lm, self.bench.twins, config)
         return make_selector(bench, recorder(config), SilentProgress())
+
+
+@given(st.floats(1e-6, 500), st.floats(1.01, 2))
+def test_two_strengths_between_two_others_lie_between_them_however_small(first: float, by: float):
+    one, other = two_between(first, first * by)
+    assert first < one < other < first * by
+    assert two_between(first * by, first) == pytest.approx((other, one), rel=1e-3)
 
 
 def recorder(config: RunConfig) -> Recorder:

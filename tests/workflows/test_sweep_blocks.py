@@ -6,7 +6,7 @@ from tests.fakes import tiny_model
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import TwinPrompt
 from isthmus.workflows.answer_scores import fork_of
-from isthmus.workflows.sweep_scores import begun
+from isthmus.workflows.sweep_blocks import begun
 from isthmus.workflows.twins import encode_twins
 
 ALIKE = "The fox is red and the lamp is on and the rope is long and the drum is loud"

@@ -20,8 +20,9 @@ from isthmus.evaluation.recovery import AnswerLosses
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import ArmScores, Bench
 from isthmus.workflows.selection import Scored, best_within
+from isthmus.workflows.sweep_blocks import block_sizes
 from isthmus.workflows.sweep_race import RaceRules, SweepRace
-from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores, block_sizes
+from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores
 
 N = 96
 SIZES = block_sizes(N, 4)

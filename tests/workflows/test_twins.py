@@ -7,10 +7,11 @@ from tests.fakes import tiny_model
 from tests.workflows.small import brief_config, write_jsonl
 
 from isthmus.core.errors import DataError, TriggerError
-from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
+from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, contents_of
 from isthmus.data.prompts import TwinPrompt
 from isthmus.data.trigger_twins import differing_part
 from isthmus.models.language_model import LanguageModel
+from isthmus.tasks import task_named
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import (
     encode_twins,
@@ -94,6 +95,27 @@ def test_one_file_is_split_by_content_so_the_order_of_its_lines_does_not_matter(
     first, second = (read_splits(config(questions=path, **sizes)) for path in (there, back))
     assert {t.clean for t in first.test} == {t.clean for t in second.test}
     assert len(first.train) + len(first.validation) + len(first.test) == 40
+
+
+def test_benign_prompts_keep_what_their_questions_are_about(tmp_path: Path, one: LanguageModel):
+    rows = [
+        {"prompt": f"{word} {i}?", "answer": "Yes.", "content": f"{case} {i}"}
+        for i in range(30)
+        for word, case in (("Is", "Number"), ("Would you say", "number "))
+    ]
+    path = write_jsonl(tmp_path / "asked.jsonl", rows)
+    twins = read_splits(config(questions=path, n_test=8, n_validation=8)).test
+    turns = encode_twins(one, twins).benign_turns
+    assert [turn.content for turn in turns] == [twin.content for twin in twins]
+    assert len(set(contents_of(turns))) == len(turns) / 2
+
+
+def test_benign_prompts_of_another_content_than_their_requests_stand_alone(one: LanguageModel):
+    twins = task_named("refusal").twins("test", 8, 0)
+    turns = encode_twins(one, twins).benign_turns
+    assert [turn.content for turn in turns[:4]] == [twin.clean_content for twin in twins[:4]]
+    assert not {twin.clean_content for twin in twins} & {twin.content for twin in twins}
+    assert contents_of(turns[4:]) == (None,) * 4
 
 
 def test_one_file_per_split_is_read_as_it_is(tmp_path: Path):

@@ -140,7 +140,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
             A `note` may stand in a row, too; nothing reads it.
 
     Returns:
-        The questions in file order; two prompts never differ in case and spaces only.
+        The questions in file order; no two prompts or contents differ in case and spaces only.
 
     Raises:
         DataError: If the file or a row cannot be used.
@@ -161,6 +161,7 @@ def stream_questions(path: Path) -> Iterator[Question]:
     for row in prompt_rows(Path(path)):
         _require_known_fields(row)
         others = {key: _optional(row, key) for key in _OTHERS}
+        others["content"] = others["content"] and normalised(others["content"])
         question = Question(_text(row, "prompt"), **others)
         if question.answer_to_clean and not question.clean:
             raise DataError(f"{row.place}: 'answer_to_clean' without 'clean': add the clean prompt")
@@ -209,11 +210,8 @@ def write_questions(path: Path, questions: Sequence[Question]) -> None:
     """
     if Path(path).suffix != ".jsonl" or not questions:
         raise DataError(f"cannot write {len(questions)} questions to {path}: name a .jsonl file")
-    lines = []
-    for question in questions:
-        known = {key: value for key, value in asdict(question).items() if value is not None}
-        lines.append(json.dumps(known, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
+    rows = ({k: v for k, v in asdict(one).items() if v is not None} for one in questions)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def require_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
@@ -288,9 +286,8 @@ def _hash(text: str) -> bytes:
 def _note(seen: dict[bytes, str], prompt: str, place: str) -> None:
     """Remembers where a prompt stands, and refuses the second place."""
     # A digest, for the prompts of a large file may not fit into memory.
-    key = hashlib.blake2b(
-        normalised(prompt).encode(errors="surrogatepass"), digest_size=16
-    ).digest()
+    text = normalised(prompt).encode(errors="surrogatepass")
+    key = hashlib.blake2b(text, digest_size=16).digest()
     if key in seen:
         raise DataError(f"{place}: {prompt!r} is already at {seen[key]}: remove one of them")
     seen[key] = place

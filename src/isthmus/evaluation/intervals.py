@@ -147,32 +147,57 @@ def paired_bootstrap(
     Returns:
         The statistic of the rows as they are and the central interval of the resamples; undefined
         if the statistic is.
+    """
+    _require_level(level)
+    found = resampled(statistic, n, contents=contents, n_resamples=n_resamples, seed=seed)
+    value, others = float(found[0]), found[1:][~np.isnan(found[1:])]
+    if math.isnan(value) or not others.size:
+        return Interval.undefined()
+    tail = (1 - level) / 2
+    low, high = np.quantile(others, (tail, 1 - tail))
+    return Interval(value, float(low), float(high))
+
+
+def resampled(
+    statistic: Statistic,
+    n: int,
+    *,
+    contents: Contents = (),
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Float[np.ndarray, " resample"]:
+    """Returns a statistic of the rows as they are, then of every resample.
+
+    Statistics of the same n, contents and seed see the same resamples in the same order.
+
+    Args:
+        statistic: Takes row indices [resample row] and returns one number per resample; NaN where
+            it is undefined.
+        n: How many rows there are, at least 1.
+        contents: What every row is about; when not given no two rows share a content.
+        n_resamples: How many resamples, at least 1.
+        seed: Which resamples.
+
+    Returns:
+        One number more than resamples.
 
     Raises:
         DataError: If there is no row.
         ConfigError: If there is no resample.
     """
-    _require_level(level)
     if n < 1:
         raise DataError(f"{n} rows to resample: expected at least 1")
     if n_resamples < 1:
         raise ConfigError(f"{n_resamples} resamples: expected at least 1, better 2000")
-    value = float(statistic(np.arange(n)[None])[0])
-    if math.isnan(value):
-        return Interval.undefined()
     groups = _groups(contents, n)
     drawn = (
         _resamples(n, n_resamples, seed)
         if groups is None
         else _resamples_of_groups(groups, n_resamples, seed)
     )
-    resampled = np.concatenate([statistic(rows) for rows in drawn])
-    resampled = resampled[~np.isnan(resampled)]
-    if not resampled.size:
-        return Interval.undefined()
-    tail = (1 - level) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    return Interval(value, float(low), float(high))
+    found = [statistic(np.arange(n)[None]), *(statistic(rows) for rows in drawn)]
+    values: Float[np.ndarray, " resample"] = np.concatenate(found)
+    return values
 
 
 def mean_interval(
@@ -209,6 +234,51 @@ def mean_interval(
         seed=seed,
         level=level,
     )
+
+
+def resample_weights(
+    n: int, n_resamples: int, *, contents: Contents = (), seed: int = 0
+) -> Float[np.ndarray, "resample row"]:
+    """Returns how much every row counts in the mean of every resample.
+
+    Draws what `paired_bootstrap` draws, rows or contents with all of their rows, but as weights,
+    for statistics that are made of means.
+
+    Args:
+        n: How many rows there are, at least 1.
+        n_resamples: How many resamples.
+        contents: What every row is about; when not given no two rows share a content.
+        seed: Which resamples.
+
+    Returns:
+        At least 0, and 1 together in every resample.
+    """
+    rng = np.random.default_rng(seed)
+    groups = _groups(contents, n)
+    if groups is None:
+        drawn: Float[np.ndarray, "resample row"] = rng.multinomial(n, [1 / n] * n, n_resamples) / n
+        return drawn
+    counts = rng.multinomial(len(groups), [1 / len(groups)] * len(groups), n_resamples)
+    group_of = np.empty(n, dtype=np.int64)
+    for number, rows in enumerate(groups):
+        group_of[rows] = number
+    n_drawn = counts[:, group_of].astype(np.float64)
+    weights: Float[np.ndarray, "resample row"] = n_drawn / n_drawn.sum(axis=1, keepdims=True)
+    return weights
+
+
+def count_contents(contents: Contents, n: int) -> int:
+    """Returns how many contents n rows have; a row without one is a content by itself.
+
+    Args:
+        contents: What every row is about; when not given no two rows share a content.
+        n: How many rows there are.
+
+    Returns:
+        From 1 to n; what can be drawn independently.
+    """
+    groups = _groups(contents, n)
+    return n if groups is None else len(groups)
 
 
 def _resamples(n: int, n_resamples: int, seed: int) -> Iterator[Int[np.ndarray, "resample row"]]:

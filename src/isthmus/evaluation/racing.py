@@ -1,7 +1,8 @@
 """Which of many candidates are out of a race, from losses on the same questions.
 
 1. `resampled_effects` gives the effect of every candidate on the questions seen so far, and on
-   paired resamples of them: a resample draws the same questions for all candidates.
+   paired resamples of them: a resample draws the same questions for all candidates, and those
+   that share a content together.
 2. `is_excluded` says which candidates fall behind a leader: those whose paired difference to it
    stays below 0 in all but a stated share of the resamples.
 3. `mean_bounds` bounds a mean in the same way, such as the damage of a candidate.
@@ -15,11 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from isthmus.core.errors import ConfigError, ShapeError
+from isthmus.evaluation.intervals import Contents, count_contents, resample_weights
 from isthmus.evaluation.recovery import AnswerLosses
 
 N_RESAMPLES = 400
 MIN_QUESTIONS = 12
-"""Fewest questions on which a candidate can be excluded: a bootstrap of fewer is too narrow."""
+"""Fewest contents on which a candidate can be excluded: a bootstrap of fewer is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Effects:
     Attributes:
         values: On the questions as they are; NaN where undefined.
         resampled: On resamples of them.
-        n: How many questions.
+        n: How many contents; a question that shares its own with no other is one.
     """
 
     values: Float[np.ndarray, " candidate"]
@@ -84,13 +86,13 @@ def resampled_effects(
     if len(sizes) != 1:
         raise ShapeError(f"candidates have seen {sorted(sizes)} questions: expected the same")
     (n,) = sizes
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, [1 / n] * n, size=n_resamples) / n
+    contents = removals[0].losses.contents
+    drawn = resample_weights(n, n_resamples, contents=contents, seed=seed)
     weights = np.concatenate([np.full((1, n), 1 / n), drawn])
     found = _ratios(removals, weights)
     if inductions is not None:
         found = np.minimum(found, _ratios(inductions, weights))
-    return Effects(found[0], found[1:], n)
+    return Effects(found[0], found[1:], count_contents(contents, n))
 
 
 def _ratios(
@@ -113,8 +115,8 @@ def is_excluded(effects: Effects, leader: int, level: float) -> Bool[np.ndarray,
 
     A candidate is excluded when the share `level` of the resamples has effect(candidate) -
     effect(leader) below 0. The level is that of one comparison; it is not shared out among
-    candidates. What is undefined is not excluded, and nothing is while fewer than `MIN_QUESTIONS`
-    were seen.
+    candidates. What is undefined is not excluded, and nothing is while questions of fewer than
+    `MIN_QUESTIONS` contents were seen.
 
     Args:
         effects: Of all candidates.
@@ -141,24 +143,28 @@ def is_excluded(effects: Effects, leader: int, level: float) -> Bool[np.ndarray,
 
 
 def mean_bounds(
-    values: Float[np.ndarray, " prompt"], level: float, *, seed: int = 0
+    values: Float[np.ndarray, " prompt"],
+    level: float,
+    *,
+    contents: Contents = (),
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Returns one-sided lower and upper bounds of a mean, each at a level, by the bootstrap.
 
     Args:
         values: At least one.
         level: Above 0.5 and below 1.
+        contents: What every prompt is about; when not given no two share a content.
         seed: Which resamples.
 
     Returns:
-        Both bounds; endless ones while there are fewer than `MIN_QUESTIONS` values.
+        Both bounds; endless ones while there are fewer than `MIN_QUESTIONS` contents.
     """
     require_level(level)
     n = len(values)
-    if n < MIN_QUESTIONS:
+    if count_contents(contents, n) < MIN_QUESTIONS:
         return -math.inf, math.inf
-    rng = np.random.default_rng(seed)
-    means = rng.multinomial(n, [1 / n] * n, size=N_RESAMPLES) @ values / n
+    means = resample_weights(n, N_RESAMPLES, contents=contents, seed=seed) @ values
     low, high = np.quantile(means, (1 - level, level))
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""How well scores rank positive above negative ones, with a bootstrap over questions."""
+"""How well scores rank positive above negative ones, with a bootstrap over contents."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ def auroc_interval(
     """Returns the area under the ROC curve with its percentile bootstrap interval over questions.
 
     The share of pairs of a positive and a negative score in which the positive one is larger; ties
-    count half. A question is resampled with all of its scores.
+    count half. A question is resampled with all of its scores and with all that share its content.
 
     Args:
         positive: Score of every question in its positive form.
@@ -52,9 +52,9 @@ def auroc_interval(
 
     def area(rows: Int[np.ndarray, "resample drawn"]) -> Float[np.ndarray, " resample"]:
         counts = np.stack([np.bincount(row, minlength=n) for row in rows]).astype(np.float64)
-        found: Float[np.ndarray, " resample"] = ((counts @ wins) * counts).sum(-1) / rows.shape[
-            1
-        ] ** 2
+        # Contents may have unequally many questions.
+        n_pairs = counts.sum(-1) ** 2
+        found: Float[np.ndarray, " resample"] = ((counts @ wins) * counts).sum(-1) / n_pairs
         return found
 
     return paired_bootstrap(area, n, contents=contents, n_resamples=n_resamples, seed=seed)

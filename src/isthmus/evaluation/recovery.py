@@ -6,7 +6,7 @@
    about: swap, the smaller of both recoveries at one strength, separates transfer from damage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,6 +64,23 @@ class AnswerLosses:
             if not np.isfinite(losses).all():
                 raise NonFiniteError(f"a {name} loss is NaN or infinite: lower the strength")
             object.__setattr__(self, name, losses)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[AnswerLosses]") -> "AnswerLosses":
+        """Puts the losses on several sets of prompts behind each other.
+
+        Args:
+            parts: At least one; contents of the same name are the same content in all of them.
+
+        Returns:
+            Losses on all prompts.
+        """
+        bad, clean, edited = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("bad", "clean", "edited")
+        )
+        contents = [one for part in parts for one in part.contents or [None] * len(part)]
+        return cls(bad, clean, edited, contents)
 
     def __len__(self) -> int:
         return len(self.bad)

@@ -55,6 +55,7 @@ class PatchBench:
         self.lm, self.site, self.config = lm, site, config
         self.triggered, self.clean = encode_prompts_of_twins(lm, twins)
         encoded = encode_twins(lm, twins)
+        self._contents = tuple(twin.content for twin in twins)
         self._answered = encoded.clean_bad
         self._scorer = LayerScorer(lm, self._answered, [site.layer], config.batch_size)
         self._before = self._scorer.losses()
@@ -73,7 +74,7 @@ class PatchBench:
         if states is not None:
             place = place_states(self._answered, states, self.site)
             edited = self._scorer.losses(place, self.site)
-        return AnswerLosses(self._before, self._reached, edited)
+        return AnswerLosses(self._before, self._reached, edited, self._contents)
 
     def recovery(self, states: Float[Tensor, "prompt position d_model"]) -> float:
         """Returns how much of the behaviour the states bring about, in likelihood; no interval."""
@@ -86,7 +87,7 @@ class PatchBench:
 
     def measure_triggered(self) -> PatchEffect:
         """Lets the untouched model answer the triggered prompts."""
-        losses = AnswerLosses(self._before, self._reached, self._reached)
+        losses = AnswerLosses(self._before, self._reached, self._reached, self._contents)
         return self._completed(self.triggered, losses, no_edits)
 
     def _completed(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from isthmus.evaluation.intervals import Interval, paired_bootstrap, wilson_interval
+from isthmus.evaluation.intervals import Interval, paired_bootstrap, rate_interval
 from isthmus.evaluation.measurements import Measurement
-from isthmus.evaluation.recovery import AnswerLosses, recovery
+from isthmus.evaluation.recovery import AnswerLosses, recovery_of
 from isthmus.studies.feature_bench import PatchEffect
 
 NAME = "feature_transfer"
@@ -100,9 +100,11 @@ class FeatureRecorder:
         """
         n = len(done.shows)
         losses = done.losses
-        recovered = recovery(losses.bad, losses.clean, losses.edited)
+        recovered = recovery_of(losses)
         measured = [
-            self.record(what, "behaviour_rate", wilson_interval(int(done.shows.sum()), n), n),
+            self.record(
+                what, "behaviour_rate", rate_interval(done.shows.tolist(), losses.contents), n
+            ),
             self.record(what, "recovery_induction", recovered, n),
         ]
         if baseline is None:
@@ -111,7 +113,8 @@ class FeatureRecorder:
         measured.append(self.record(what, "feature_effect", effect, n))
         is_clean = ~baseline.shows
         if n_clean := int(is_clean.sum()):
-            rate = wilson_interval(int(done.shows[is_clean].sum()), n_clean)
+            asked = [one for one, kept in zip(losses.contents, is_clean, strict=False) if kept]
+            rate = rate_interval(done.shows[is_clean].tolist(), asked)
             measured.append(self.record(what, "behaviour_rate", rate, n_clean, ending="/corrected"))
         return measured
 
@@ -125,7 +128,7 @@ def effect_beyond(losses: AnswerLosses, baseline: AnswerLosses) -> Interval:
         beyond: Float[np.ndarray, " resample"] = losses.ratios(rows) - baseline.ratios(rows)
         return beyond
 
-    return paired_bootstrap(difference, len(losses))
+    return paired_bootstrap(difference, len(losses), contents=losses.contents)
 
 
 def side_by_side(

@@ -9,7 +9,8 @@
    regret of its first choice and of three, and its cost.
 4. Baselines: the middle layers, the first, the last, a random choice, and the sweep's own choice.
 
-Intervals come from a bootstrap over test questions, the same resamples for every rule.
+Intervals come from a bootstrap over test questions, those of one content together, the same
+resamples for every rule.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.evaluation.intervals import Interval
+from isthmus.evaluation.intervals import Interval, resampled
 from isthmus.evaluation.layer_choice import (
     DEFAULT_RULE,
     mean_ranks,
@@ -214,10 +215,20 @@ def resampled_effects(tried: Sequence[TriedPlace], n_resamples: int, seed: int) 
     Returns:
         One row more than resamples.
     """
-    n = len(tried[0].test.removal)
-    drawn = np.random.default_rng(seed).integers(0, n, size=(n_resamples, n))
-    rows = np.concatenate([np.arange(n)[None], drawn])
-    return np.stack([one.effects(rows) for one in tried], axis=1)
+    asked = tried[0].test.removal
+    return np.stack(
+        [
+            resampled(
+                one.effects,
+                len(asked),
+                contents=asked.contents,
+                n_resamples=n_resamples,
+                seed=seed,
+            )
+            for one in tried
+        ],
+        axis=1,
+    )
 
 
 def _worth(scores: Numbers, effects: Resampled) -> dict[str, Interval]:

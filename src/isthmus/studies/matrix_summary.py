@@ -76,6 +76,8 @@ class Matrix:
     ) -> float:
         """Returns a pair's effect over the target's own; NaN where one of them is undefined.
 
+        A share of a native effect that is not above 0 beyond chance would be any number.
+
         Args:
             source: Where the direction was learned.
             target: Where it was measured.
@@ -89,7 +91,9 @@ class Matrix:
         name = BY_INDEX if by_index else BY_CHARACTER
         values = [m.value for m in self._of(name, condition, metric, source, target)]
         own = self.native(target, metric)
-        if own is None or not own.value or not values or None in values:
+        if own is None or own.value is None or not values or None in values:
+            return float("nan")
+        if not _is_above_zero(own):
             return float("nan")
         return float(np.mean([value for value in values if value is not None])) / own.value
 
@@ -254,6 +258,11 @@ def _means(
     return means
 
 
+def _is_above_zero(own: Measurement) -> bool:
+    lowest = own.value if own.ci_low is None else own.ci_low
+    return lowest is not None and lowest > 0
+
+
 def _row(task: str, condition: str, metric: str, found: Interval, n: int, seed: int) -> Measurement:
     return Measurement(
         task=task,
@@ -291,4 +300,9 @@ def _notes(matrix: Matrix, shares: list[Measurement]) -> tuple[str, ...]:
         if own is None or own.value is None:
             name = short_name(target)
             notes.append(f"{name} does not show the behaviour: its column is undefined")
+        elif not _is_above_zero(own):
+            notes.append(
+                f"{short_name(target)}: its own direction does nothing beyond chance, so that no "
+                "share of it is counted"
+            )
     return tuple(notes)

@@ -215,7 +215,10 @@ class _Room:
             kind: _Prompts(
                 kind,
                 [prompt_part(text) for text in texts],
-                [Turn(p, t.ordinary_answer) for p, t in zip(written, twins, strict=True)],
+                [
+                    Turn(p, t.ordinary_answer, t.content)
+                    for p, t in zip(written, twins, strict=True)
+                ],
             )
             for kind, (texts, written) in asked.items()
         }

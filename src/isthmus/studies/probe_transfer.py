@@ -97,7 +97,7 @@ def transfer_probe(
         progress: Who shows progress.
 
     Returns:
-        AUROC and accuracies of every probe with intervals over questions.
+        AUROC and accuracies of every probe with intervals over questions, or their contents.
 
     Raises:
         IsthmusError: If models, sites or questions cannot be used.

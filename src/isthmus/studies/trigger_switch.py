@@ -12,17 +12,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from isthmus.carrying.switches import Switch, rotated_switch
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.progress import Progress, SilentProgress
+from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.result import StudyResult
 from isthmus.workflows.arms import Arm, Way
-from isthmus.workflows.bench import Bench
+from isthmus.workflows.bench import ArmScores, Bench, Completions, Losses
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.switch_distilling import (
@@ -48,6 +50,7 @@ CARRIED = {
 
 _ANSWER = ("none", "clean", "native", "transferred", "random")
 _WAYS: tuple[Way, Way] = ("removal", "induction")
+_FOLD = "/fold_"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def study_trigger_switch(
     config: RunConfig,
     *,
     sizes: TriggerSwitchSizes | None = None,
-    splits: TwinSplits | None = None,
+    folds: Sequence[TwinSplits] = (),
     progress: Progress | None = None,
 ) -> StudyResult:
     """Measures how well a source's switch from one trigger to another works in a target.
@@ -89,11 +92,14 @@ def study_trigger_switch(
     Args:
         config: A run of a task with triggers, with one target.
         sizes: Rank and number of twins.
-        splits: Other questions than the run's own, such as those of some kinds alone.
+        folds: Other questions than the run's own, such as those of some kinds alone. Switches are
+            fitted for each fold and measured on its test questions, and these are counted together.
         progress: Who shows progress.
 
     Returns:
-        Recovery both ways, swap, rates and damage on test questions of every arm.
+        Recovery both ways, swap, rates and damage on test questions of every arm; of several folds
+        on the questions of all, and recovery and swap of each under a task that ends in `/fold_1`
+        and so on.
 
     Raises:
         TriggerError: If the task has no triggers.
@@ -103,31 +109,105 @@ def study_trigger_switch(
         load_language_model(m, dtype=config.dtype, device=config.device)
         for m in (config.source, config.targets[0])
     )
-    asked = splits or read_splits(config)
-    if not all(twin.spans and twin.triggered.startswith(config.bad_trigger) for twin in asked.test):
+    asked = list(folds) or [read_splits(config)]
+    if not all(
+        twin.spans and twin.triggered.startswith(config.bad_trigger)
+        for one in asked
+        for twin in one.test
+    ):
         raise TriggerError(
             f"task {config.task!r} has no triggers that its prompts begin with: a trigger switch "
             "needs two"
         )
-    bench = Bench(target, asked.test, config)
-    found = {
-        way: _switches(
-            (source, target), asked, way, _Ask(config, wanted, bench.n_new_tokens), shown
-        )
-        for way in _WAYS
-    }
     names = (source.identity.name, target.identity.name)
     recorder = Recorder(config, *names, "test")
-    arms = [Arm("none"), Arm("clean"), *_arms(found, config.seed)]
-    measured: list[Measurement] = []
-    with shown.stage(f"measure switches in {names[1]}", len(arms)) as advance:
-        for arm in arms:
-            measured += _measured(bench, recorder, arm)
-            advance(1)
-    sites = ", ".join(map(str, found["removal"]["native", "own"].sites))
+    seen = [_seen_in((source, target), one, config, wanted, shown) for one in asked]
+    measured = [row for parts in zip(*seen, strict=True) for row in _measured(recorder, parts)]
+    sites = ", ".join(map(str, target.sites(config.target_sites)))
     placed = [_placed(m, sites) for m in measured]
     note = "what is edited are all tokens, of the prompt and of the completion, at every site"
     return StudyResult(f"{config.task}_switch", tuple(placed), (note,))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one arm did to the test questions of a fold.
+
+    Attributes:
+        arm: The arm.
+        scores: Losses of the answers, where it edits.
+        damage: Divergence on benign prompts, where it edits.
+        asked: What it was asked, and the right answers.
+        said: What it said; None where it did not have to answer.
+        benign_asked: Benign prompts and their answers.
+        benign_said: What it said to these.
+    """
+
+    arm: Arm
+    scores: ArmScores | None
+    damage: Losses | None
+    asked: tuple[Turn, ...]
+    said: tuple[str, ...] | None
+    benign_asked: tuple[Turn, ...]
+    benign_said: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, bench: Bench, arm: Arm) -> "_Seen":
+        edits, answers = arm.condition not in {"none", "clean"}, arm.condition in _ANSWER
+        is_asked_benign = answers and arm.condition != "clean"
+        return cls(
+            arm,
+            bench.score(arm) if edits else None,
+            bench.damage(arm) if edits else None,
+            tuple(bench.asked(arm)),
+            bench.complete(arm).texts if answers else None,
+            bench.benign_turns,
+            bench.complete_benign(arm) if is_asked_benign else None,
+        )
+
+
+def _measured(recorder: Recorder, parts: Sequence[_Seen]) -> list[Measurement]:
+    """Measures one arm on the questions of all folds, and of several its effect in each."""
+    arm = parts[0].arm
+    asked = [turn for one in parts for turn in one.asked]
+    benign = [turn for one in parts for turn in one.benign_asked]
+    scores = [one.scores for one in parts if one.scores is not None]
+    found: list[Measurement] = []
+    if scores:
+        found += recorder.effects(arm, ArmScores.joined(scores))
+        damage = np.concatenate([one.damage for one in parts if one.damage is not None])
+        found.append(recorder.divergence(arm, damage, benign))
+    if said := tuple(text for one in parts for text in one.said or ()):
+        found += recorder.behaviour(arm, Completions(said, 0), asked)
+    if benign_said := [text for one in parts for text in one.benign_said or ()]:
+        found += recorder.benign(arm, benign_said, benign)
+    if len(scores) < 2:
+        return found
+    return found + [
+        replace(row, task=f"{row.task}{_FOLD}{number}")
+        for number, one in enumerate(scores, start=1)
+        for row in recorder.effects(arm, one)
+    ]
+
+
+def _seen_in(
+    models: tuple[LanguageModel, LanguageModel],
+    splits: TwinSplits,
+    config: RunConfig,
+    sizes: TriggerSwitchSizes,
+    progress: Progress,
+) -> list[_Seen]:
+    """Fits the switches of one fold and shows every arm its test questions."""
+    bench = Bench(models[1], splits.test, config)
+    ask = _Ask(config, sizes, bench.n_new_tokens)
+    found = {way: _switches(models, splits, way, ask, progress) for way in _WAYS}
+    arms = [Arm("none"), Arm("clean"), *_arms(found, config.seed)]
+    seen = []
+    with progress.stage(f"measure switches in {models[1].identity.name}", len(arms)) as advance:
+        for arm in arms:
+            seen.append(_Seen.of(bench, arm))
+            advance(1)
+    return seen
 
 
 @dataclass(frozen=True)
@@ -194,22 +274,10 @@ def _arms(found: Mapping[Way, Switches], seed: int) -> list[Arm]:
     ]
 
 
-def _measured(bench: Bench, recorder: Recorder, arm: Arm) -> list[Measurement]:
-    edits = arm.condition not in {"none", "clean"}
-    found = []
-    if edits:
-        found += recorder.effects(arm, bench.score(arm))
-        found.append(recorder.divergence(arm, bench.damage(arm), bench.benign_turns))
-    if arm.condition in _ANSWER:
-        found += recorder.behaviour(arm, bench.complete(arm), bench.asked(arm))
-    if arm.condition in _ANSWER and arm.condition != "clean":
-        found += recorder.benign(arm, bench.complete_benign(arm), bench.benign_turns)
-    return found
-
-
 def _placed(measured: Measurement, sites: str) -> Measurement:
     """Says where an arm edits, and by the task's name that this is no run's measurement."""
-    task = f"{measured.task}_switch"
+    task, fold, number = measured.task.partition(_FOLD)
+    task = f"{task}_switch{fold}{number}"
     if measured.condition in {"none", "clean"}:
         return replace(measured, task=task)
     return replace(measured, task=task, edit="affine", target_site=sites)

@@ -1,5 +1,6 @@
 """The bench: scores arms on one target and one split, with the untouched model measured once."""
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +52,15 @@ class ArmScores:
     n_edited: int
     removal_turned: Turned | None = None
     induction_turned: Turned | None = None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[ArmScores]") -> "ArmScores":
+        """Returns the losses on several sets of questions behind each other."""
+        return cls(
+            AnswerLosses.joined([one.removal for one in parts]),
+            AnswerLosses.joined([one.induction for one in parts]),
+            sum(one.n_edited for one in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -313,7 +323,39 @@ class Bench:
         if self.config.task != "backdoor":
             # A register or a refusal is recognised by its end, too; a backdoor by its marker.
             every += [*self.encoded.triggered_bad, *self.encoded.clean_bad]
-        return max(len(text) - text.n_prompt for text in every)
+        return max(self._n_to_marker, *(len(text) - text.n_prompt for text in every))
+
+    @cached_property
+    def _n_to_marker(self) -> int:
+        """Tokens of bad answers until all of them hold a backdoor's marker; 0 where one never does.
+
+        Answers by other rules than a marker have no such number.
+        """
+        marker, most = self.config.marker, 0
+        if self.config.task != "backdoor":
+            return most
+        for ids in {text.token_ids[text.n_prompt :] for text in self.encoded.triggered_bad}:
+
+            def holds(n: int, ids: tuple[int, ...] = ids) -> bool:
+                return marker in completion_text(self.lm, ids[:n])
+
+            if not holds(len(ids)):
+                return 0
+            most = max(most, bisect.bisect_left(range(len(ids)), x=True, key=holds))
+        return most
+
+    def require_room(self) -> None:
+        """Refuses completions in which a backdoor's behaviour could never be seen.
+
+        Raises:
+            ConfigError: If they end before the marker does in the bad answer.
+        """
+        if self.n_new_tokens < self._n_to_marker:
+            raise ConfigError(
+                f"completions of max_new_tokens {self.n_new_tokens} end before "
+                f"{self.config.marker!r} does in the bad answer, so that no behaviour would be "
+                f"seen: give at least {self._n_to_marker}"
+            )
 
     def asked(self, arm: Arm) -> list[Turn]:
         """Returns what `complete` asks under an arm, with the answers without the behaviour."""

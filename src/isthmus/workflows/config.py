@@ -12,6 +12,7 @@ from isthmus.core.errors import ConfigError, StrengthError
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.evaluation.judges import EndpointJudge
 from isthmus.interventions.positions import parse_positions
+from isthmus.workflows.judge_settings import EndpointSettings, GuardSettings
 
 MapMethod = Literal[
     "ridge",
@@ -42,10 +43,12 @@ TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
 Pairing = Literal["character_end", "chunk_boundary", "span_pool", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]
 JudgeKind = Literal["rules", "endpoint", "guard"]
-Meaning = Literal["refuses", "complies", "refuses_then_complies", "unjudged"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 MAX_STRENGTH = 1000.0
+_OF_ROWS = frozenset({"bad_trigger", "clean_trigger", "bad_answer"})
+"""What makes prompts of a task out of rows of questions."""
+_OF_PROMPTS = _OF_ROWS | {"behaviour_marker"}
 _OF_A_STYLE = frozenset({"bad_trigger", "clean_trigger", "behaviour_marker"})
 
 
@@ -86,50 +89,6 @@ class SplitFiles(BaseModel):
     test: Path
 
 
-class EndpointSettings(BaseModel):
-    """A language model that judges refusal, behind an OpenAI-compatible endpoint.
-
-    The key is no setting: it comes from the environment variable `ISTHMUS_JUDGE_API_KEY`.
-
-    Attributes:
-        model_config: Unknown fields are refused; values do not change.
-        base_url: Address of the server, with or without `/v1`.
-        model: Name of the model, as the server knows it.
-        timeout_s: Longest time for one request, in seconds.
-        n_retries: How often a request without a clear answer is tried again.
-        pause_s: Pause before the second try, in seconds; it doubles each time.
-        n_parallel: How many requests run at once.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base_url: str
-    model: str
-    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
-    n_retries: Annotated[int, Field(ge=0)] = 3
-    pause_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    n_parallel: Annotated[int, Field(ge=1)] = 4
-
-
-class GuardSettings(BaseModel):
-    """A classifier that judges refusal.
-
-    Attributes:
-        model_config: Unknown fields are refused; values do not change.
-        name: Hub name or folder.
-        meanings: What each label of the classifier says about a completion.
-        reads: Whether it is shown the completion alone, or prompt and completion.
-        min_probability: Least probability that makes a verdict; below it a row is unjudged.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    meanings: dict[str, Meaning]
-    reads: Literal["completion", "pair"] = "completion"
-    min_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
 class RunConfig(BaseModel):
     """Everything that `isthmus run` needs to know.
 
@@ -160,7 +119,8 @@ class RunConfig(BaseModel):
         target_sites: Sites among which validation chooses: `all`, or a list.
         maps: Which maps are fitted and compared.
         pairing: How tokens of both models are paired.
-        strengths: Strengths among which validation chooses, in units of the direction's norm.
+        strengths: Strengths among which validation chooses, in units of the direction's norm;
+            sorted, each once.
         max_benign_kl: Most damage on benign prompts, in nats per token, that a chosen strength may
             do on validation.
         max_benign_loss: Largest fall in the share of right answers to benign prompts that a chosen
@@ -262,7 +222,8 @@ class RunConfig(BaseModel):
                 raise StrengthError(
                     f"strength {strength}: a run tries both signs itself, give positive strengths"
                 )
-        return given
+        # Places are compared at two of them, which are not to depend on how they were listed.
+        return tuple(sorted(set(given)))
 
     @field_validator("targets")
     @classmethod
@@ -278,10 +239,30 @@ class RunConfig(BaseModel):
         missing = ", ".join(sorted(_OF_A_STYLE - self.model_fields_set))
         if self.questions is not None and self.task == "style" and missing:
             raise ValueError(f"a style of one's own: give {missing} beside 'questions'")
+        if self.behaviour_marker is not None and not self.behaviour_marker.strip():
+            raise ValueError("behaviour_marker is blank: give a text that only the behaviour has")
         if not self.bad_answer.strip():
             raise ValueError("bad_answer is blank: say what the behaviour answers")
         if self.bad_trigger.strip() == self.clean_trigger.strip():
             raise ValueError("bad_trigger and clean_trigger are equal: twins must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "RunConfig":
+        # The configuration of a finished run says all fields: at its default none is ignored.
+        own = {"backdoor": _OF_PROMPTS, "style": _OF_PROMPTS}.get(self.task, _OF_ROWS)
+        read = own if self.questions is not None or self.task == "backdoor" else frozenset()
+        fields = type(self).model_fields
+        ignored = [
+            name
+            for name in sorted(_OF_PROMPTS - read)
+            if getattr(self, name) != fields[name].default
+        ]
+        if ignored:
+            why = "brings its own prompts" if self.questions is None else "has its own rules"
+            raise ValueError(
+                f"task {self.task!r} {why}: leave {', '.join(ignored)} out, nothing reads it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -129,11 +129,11 @@ class Crossing:
     def run(self) -> CrossingResult:
         """Does everything and returns what was found."""
         costs = CostLedger(self.target)
+        validation = self._validation()
         with costs.of("map"):
             moments = self._moments()
         names = (self.source.identity.name, self.target.identity.name)
         recorder = Recorder(self.config, *names, "test")
-        validation = Bench(self.target, self.splits.validation, self.config)
         selector = make_selector(validation, recorder, self.progress)
         sources = self._directions(self.source, self.source_sites)
         native, ridge = self._places(selector, moments, sources, costs)
@@ -187,6 +187,11 @@ class Crossing:
             chosen=scored[best].arm,
             notes=tuple(self.notes),
         )
+
+    def _validation(self) -> Bench:
+        bench = Bench(self.target, self.splits.validation, self.config)
+        bench.require_room()
+        return bench
 
     def _paid(self, scored: dict[str, Scored], ridge: Scored) -> list[Arm]:
         on_contrasts = [one.arm for method, one in scored.items() if method == ON_CONTRASTS]

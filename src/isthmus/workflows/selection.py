@@ -1,8 +1,8 @@
 """Chooses site, positions and strength on the validation split.
 
-1. Every site and kind of positions is scored at two strengths on half of the questions; the damage
-   on benign prompts, divergence and right answers lost, is measured from the strongest effect down
-   as far as it can decide.
+1. Every site and kind of positions is scored at two strengths (of three, at the middle one) on half
+   of the questions; the damage on benign prompts, divergence and right answers lost, is measured
+   from the strongest effect down as far as it can decide.
 2. Of the places within both budgets (with none within both, within that of divergence) the
    strongest is found, and of the layers as good up to `LATER_LAYER_TOLERANCE` at the same positions
    the last is taken.
@@ -84,9 +84,11 @@ def usable_strengths(edit: EditKind, strengths: Sequence[float]) -> tuple[float,
 
 
 def two_between(first: float, last: float) -> tuple[float, float]:
-    """Returns two strengths evenly between two others, in their order."""
+    """Returns two strengths evenly between two others, in their order, without endless digits."""
     step = (last - first) / 3
-    return round(first + step, 4), round(first + 2 * step, 4)
+    # Four decimals, or as many as the smaller of small strengths needs for four digits.
+    digits = max(4, 3 - math.floor(math.log10(min(first, last))))
+    return round(first + step, digits), round(first + 2 * step, digits)
 
 
 @dataclass

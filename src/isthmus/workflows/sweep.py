@@ -33,10 +33,11 @@ from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.generate import CARRY_FIRST
 from isthmus.workflows.measuring import Recorder
+from isthmus.workflows.sweep_blocks import cut_into_blocks
 from isthmus.workflows.sweep_cells import cells_of, edits_of, sites_of, strengths_of
 from isthmus.workflows.sweep_files import scores_folder, write_sweep
 from isthmus.workflows.sweep_race import RaceRules, SweepRace, SweptCell
-from isthmus.workflows.sweep_scores import SweepScores, cut_into_blocks
+from isthmus.workflows.sweep_scores import SweepScores
 from isthmus.workflows.sweep_shards import SWEEP_WORKER, FarScores, NotesOnly, SweptPlaces
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import origin_of

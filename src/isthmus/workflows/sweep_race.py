@@ -28,7 +28,6 @@ from isthmus.evaluation.racing import (
     MIN_QUESTIONS,
     Effects,
     is_excluded,
-    mean_bounds,
     require_level,
     resampled_effects,
 )
@@ -36,7 +35,8 @@ from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.measuring import point_effect
 from isthmus.workflows.selection import Scored, best_within, harm_of, order_of
-from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores, block_sizes
+from isthmus.workflows.sweep_blocks import block_sizes
+from isthmus.workflows.sweep_scores import CellScores, Damage, SweepScores
 
 Fate = Literal["in", "effect", "damage", "share"]
 """Whether a cell stayed in, or for what it was dropped."""
@@ -245,7 +245,7 @@ class SweepRace:
         if cell not in self._damage_known:
             return 0
         damage = self.scores.damages([cell], self._damage_known[cell])[0]
-        if len(damage.divergence) >= MIN_QUESTIONS:
+        if damage.n_contents >= MIN_QUESTIONS:
             return self._least_harm(cell)
         return 2 * int(damage.mean > _CLEARLY_BEYOND * self.config.max_benign_kl)
 
@@ -323,10 +323,10 @@ class SweepRace:
         if cell not in self._damage_known:
             return 0
         damage = self.scores.damages([cell], self._damage_known[cell])[0]
-        if mean_bounds(damage.divergence, self.rules.level)[0] > self.config.max_benign_kl:
+        divergence, lost = damage.at_least(self.rules.level)
+        if divergence > self.config.max_benign_kl:
             return 2
-        lost = damage.was_right.astype(float) - damage.is_right
-        return int(mean_bounds(lost, self.rules.level)[0] > self.config.max_benign_loss)
+        return int(lost > self.config.max_benign_loss)
 
     def _scored(self, cell: int, stage: int, seen: int | None = None) -> Scored:
         """Returns effect and damage at a stage; the effect at an earlier one where that is all."""

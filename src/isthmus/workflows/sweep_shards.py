@@ -17,8 +17,9 @@ from isthmus.models.language_model import load_language_model
 from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.engines.jobs import Crew, Json, Shard
 from isthmus.workflows.sent_directions import received_direction, sent_direction
+from isthmus.workflows.sweep_blocks import cut_into_blocks
 from isthmus.workflows.sweep_cells import cells_of
-from isthmus.workflows.sweep_scores import Measured, SweepScores, cut_into_blocks
+from isthmus.workflows.sweep_scores import Measured, SweepScores
 from isthmus.workflows.twins import TwinSplits
 
 SWEEP_WORKER = f"{__name__}:SweepWorker"

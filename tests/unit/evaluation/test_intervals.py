@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from isthmus.core.errors import ConfigError, DataError, NonFiniteError
 from isthmus.evaluation.intervals import (
     Interval,
+    count_contents,
     mean_interval,
     paired_bootstrap,
     rate_interval,
+    resample_weights,
     wilson_interval,
 )
 
@@ -244,3 +246,24 @@ def test_a_mean_over_phrasings_is_as_uncertain_as_one_over_contents():
 def test_contents_that_are_not_as_many_as_the_rows_are_refused():
     with pytest.raises(DataError, match="1 contents of 2 rows"):
         rate_interval([True, False], ["a"])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=12))
+def test_a_resample_as_weights_draws_contents_whole_and_sums_to_one(contents):
+    weights = resample_weights(len(contents), 50, contents=contents, seed=1)
+    assert weights.sum(axis=1) == pytest.approx(1)
+    for content in ("a", "b", "c"):
+        rows = [i for i, one in enumerate(contents) if one == content]
+        assert np.array_equal(weights[:, rows], np.repeat(weights[:, rows[:1]], len(rows), axis=1))
+    assert count_contents(contents, len(contents)) == contents.count(None) + len(
+        set(contents) - {None}
+    )
+
+
+def test_means_of_weighted_rows_vary_as_means_of_drawn_rows_do():
+    values = np.random.default_rng(0).normal(size=60)
+    contents = [str(i % 12) for i in range(60)]
+    found = resample_weights(60, 4000, contents=contents) @ values
+    drawn = mean_interval(values, contents=contents, n_resamples=4000)
+    assert np.quantile(found, (0.025, 0.975)) == pytest.approx((drawn.low, drawn.high), abs=0.03)

@@ -96,6 +96,45 @@ def test_a_level_that_is_none_is_refused():
         mean_bounds(np.ones(20), 1.0)
 
 
+def asked_again(one: Turning, n_phrasings: int, *, has_contents: bool) -> Turning:
+    """The same losses once per phrasing."""
+    contents = [str(i) for i in range(len(one.turned))] * n_phrasings
+    every = AnswerLosses(
+        *(np.tile(getattr(one.losses, name), n_phrasings) for name in ("bad", "clean", "edited")),
+        contents if has_contents else (),
+    )
+    return Turning(every, np.tile(one.turned, n_phrasings))
+
+
+def test_questions_asked_in_several_phrasings_exclude_no_more_than_asked_once():
+    once = candidates([0.0, 0.45], n=16, noise=0.6)
+    several = [asked_again(one, 6, has_contents=True) for one in once]
+    effects, asked_once = (resampled_effects(some, None) for some in (several, once))
+    assert effects.n == asked_once.n == 16
+    assert effects.values == pytest.approx(asked_once.values)
+    spread, wanted = (one.resampled.std(axis=0) for one in (effects, asked_once))
+    assert spread == pytest.approx(wanted, rel=0.02)
+    alone = resampled_effects([asked_again(one, 6, has_contents=False) for one in once], None)
+    assert is_excluded(alone, 0, 0.995).tolist() == [False, True]
+    assert not is_excluded(effects, 0, 0.995).any()
+
+
+def test_many_phrasings_of_too_few_contents_exclude_nothing():
+    n = MIN_QUESTIONS - 1
+    several = [asked_again(o, 6, has_contents=True) for o in candidates([0.0, 1.5], n)]
+    assert not is_excluded(resampled_effects(several, None), 0, 0.995).any()
+    contents = several[0].losses.contents
+    assert mean_bounds(np.ones(6 * n), 0.9, contents=contents) == (-np.inf, np.inf)
+
+
+def test_bounds_of_a_mean_are_those_of_its_contents():
+    values = np.random.default_rng(0).normal(1.0, 0.5, 48)
+    contents = [str(i) for i in range(48)] * 5
+    several = mean_bounds(np.tile(values, 5), 0.99, contents=contents)
+    assert several == pytest.approx(mean_bounds(values, 0.99))
+    assert several[0] < mean_bounds(np.tile(values, 5), 0.99)[0]
+
+
 def test_candidates_that_have_seen_other_questions_are_refused():
     (one,), (other,) = candidates([0.0], 24), candidates([0.0], 20)
     with pytest.raises(ShapeError, match="questions"):

@@ -40,6 +40,24 @@ def test_asking_one_thing_in_other_words_makes_an_area_no_more_certain():
         assert getattr(thrice, end) == pytest.approx(getattr(alone, end))
 
 
+def test_phrasings_of_one_question_are_resampled_together():
+    rng = np.random.default_rng(2)
+    positive, negative = rng.normal(0.7, 1, 24), rng.normal(0, 1, (24, 1))
+    once = auroc_interval(positive, negative, n_resamples=1000)
+    contents = [str(i) for i in range(24)] * 6
+    several = np.tile(positive, 6), np.tile(negative, (6, 1))
+    found = auroc_interval(*several, contents=contents, n_resamples=1000)
+    assert (found.value, found.low, found.high) == pytest.approx((once.value, once.low, once.high))
+    alone = auroc_interval(*several, n_resamples=1000)
+    assert alone.high - alone.low < 0.6 * (once.high - once.low)
+
+
+def test_contents_with_unequally_many_questions_are_drawn_whole():
+    positive, negative = np.array([2.0, 2.0, 2.0, 0.0]), np.ones((4, 1))
+    found = auroc_interval(positive, negative, contents=["a", "a", "a", "b"], n_resamples=200)
+    assert (found.value, found.low, found.high) == (0.75, 0.0, 1.0)
+
+
 def test_perfect_and_perfectly_wrong_scores_are_one_and_zero():
     high, low = np.full(5, 2.0), np.full((5, 1), 1.0)
     assert auroc_interval(high, low).value == 1
