@@ -36,7 +36,8 @@ def small_config(**changes: Any) -> RunConfig:
 
 def brief_config(source: str, *targets: str, **changes: Any) -> RunConfig:
     """A run between tiny models that takes a second: what it finds means nothing."""
-    brief = {"maps": ["ridge"], "max_new_tokens": 2, "n_threads": 1, "n_parallel": 1, **_BRIEF}
+    # Just enough for the backdoor's marker in the pieces of tiny tokenizers.
+    brief = {"maps": ["ridge"], "max_new_tokens": 12, "n_threads": 1, "n_parallel": 1, **_BRIEF}
     return make_config({"source": source, "targets": list(targets), **brief, **changes})
 
 

@@ -168,7 +168,8 @@ def _without_specials(
     if True not in text.is_special:
         return is_chosen
     is_special: Bool[np.ndarray, " token"] = np.array(text.is_special, dtype=bool)
-    return np.logical_and(is_chosen, ~is_special)
+    kept: Bool[np.ndarray, " token"] = np.logical_and(is_chosen, ~is_special)
+    return kept
 
 
 def _by_character_end(
