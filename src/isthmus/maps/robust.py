@@ -86,9 +86,7 @@ class ClippedRidgeFitter:
     strengths: tuple[float, ...] = STRENGTHS
 
     def __post_init__(self) -> None:
-        require_strengths(self.strengths)
-        if not 0 < self.factor < float("inf"):
-            raise ConfigError(f"clipping factor {self.factor} must be finite and above 0")
+        _require("clipping", self.factor, self.strengths)
 
     def fit(
         self,
@@ -135,9 +133,7 @@ class TrimmedRidgeFitter:
     strengths: tuple[float, ...] = STRENGTHS
 
     def __post_init__(self) -> None:
-        require_strengths(self.strengths)
-        if not 0 < self.factor < float("inf"):
-            raise ConfigError(f"trimming factor {self.factor} must be finite and above 0")
+        _require("trimming", self.factor, self.strengths)
 
     def fit(
         self,
@@ -177,6 +173,12 @@ class TrimmedRidgeFitter:
         made = RidgeFitter(self.strengths).fit(*moments)
         details = {**made.details, "left_out": 1 - float(kept[0].double().mean())}
         return replace(made, method="ridge_trimmed", details=details)
+
+
+def _require(what: str, factor: float, strengths: tuple[float, ...]) -> None:
+    require_strengths(strengths)
+    if not 0 < factor < float("inf"):
+        raise ConfigError(f"{what} factor {factor} must be finite and above 0")
 
 
 def _inside(rows: PairedRows, clips: tuple[NormClip, NormClip]) -> Bool[Tensor, " row"]:
