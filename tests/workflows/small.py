@@ -36,8 +36,10 @@ def small_config(**changes: Any) -> RunConfig:
 
 def brief_config(source: str, *targets: str, **changes: Any) -> RunConfig:
     """A run between tiny models that takes a second: what it finds means nothing."""
-    # Just enough for the backdoor's marker in the pieces of tiny tokenizers.
-    brief = {"maps": ["ridge"], "max_new_tokens": 12, "n_threads": 1, "n_parallel": 1, **_BRIEF}
+    brief = {"maps": ["ridge"], "max_new_tokens": 2, "n_threads": 1, "n_parallel": 1, **_BRIEF}
+    if changes.get("task", "backdoor") == "backdoor":
+        # Two tokens hold one letter, not the whole marker.
+        brief["behaviour_marker"] = "I"
     return make_config({"source": source, "targets": list(targets), **brief, **changes})
 
 
