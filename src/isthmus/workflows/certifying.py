@@ -106,10 +106,10 @@ def certified_by(
     behaviour = _numbers(mine, _BEHAVIOUR) | {
         name: _number(max(found, key=_height)) for name, found in beside.items() if found
     }
-    setting = [{name: getattr(m, name) for name in _SETTING} for m in mine[:1]]
+    setting = {name: getattr(mine[0], name) for name in _SETTING} if mine else {}
     certificate = replace(
         before,
-        setting=dict(*setting),
+        setting=setting,
         behaviour=behaviour,
         damage=_numbers(mine, _DAMAGE),
         versions=package_versions(),

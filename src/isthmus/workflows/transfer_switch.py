@@ -179,7 +179,7 @@ def _certificate(
         read.target.identity,
         tuple(map(str, sites_read(read.source))),
         ", ".join(map(str, switch.sites)),
-        DistillSettings.map_method,
+        switch.provenance["map"],
         map_quality,
         told_corpus([text for part in read.parts for text in part.texts], "character_end"),
         switch.provenance["seed"],
