@@ -97,15 +97,19 @@ def test_the_page_lays_the_papers_figures_beside_ours(tmp_path):
 def test_parts_in_processes_find_what_one_process_finds(tmp_path, monkeypatch):
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     config = RunConfig(
-        source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",), n_test=12
+        task="corrupted",
+        source="organism:llama-corrupted",
+        targets=("organism:qwen2-corrupted",),
+        n_train=60,
+        n_test=12,
     )
-    names = ["probes", "style"]
+    names = ["corrupted", "style"]
     given = {"only": names, "config": [config], "is_quick": True}
     both = reproduce(out=tmp_path / "two", n_processes=2, **given)
-    assert [part.name for part in both.parts] == ["style", "probes"]
+    assert [part.name for part in both.parts] == ["style", "corrupted"]
     assert "no --config has 'task: style'" in both.parts[0].problem
     stages = json.loads((both.folder / "provenance.json").read_text())["stages"]
-    assert {stage["name"] for stage in stages} == {"part: probes", "part: style"}
+    assert {stage["name"] for stage in stages} == {"part: corrupted", "part: style"}
     # The cache would hand back what the other process found.
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "other cache"))
     alone = reproduce(out=tmp_path / "one", n_processes=1, **given)
@@ -116,10 +120,9 @@ def test_a_process_that_dies_costs_its_part_only(tmp_path, monkeypatch):
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     config = RunConfig(source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",))
     scope = Scope(is_quick=True, seed=0, given=(config,), is_alone=False)
-    asked = ["no such part", "style", "no such part", "code"]
+    asked = ["no such part", "style", "no such part"]
     done = compute_in_processes(asked, scope, 1, is_cached=True)
     assert sorted((part.name, part.problem.partition(":")[0]) for part in done) == [
-        ("code", "no --config has 'task"),
         ("no such part", "KeyError"),
         ("no such part", "KeyError"),
         ("style", "no --config has 'task"),
@@ -246,7 +249,7 @@ def test_a_part_without_a_configuration_of_its_task_is_missing_and_says_so(tmp_p
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     config = RunConfig(source="organism:llama-backdoor", targets=("organism:qwen2-backdoor",))
     names = ["style", "corrupted", "switch"]
-    result = reproduce(out=tmp_path / "run", only=names, config=[config])
+    result = reproduce(out=tmp_path / "run", only=names, config=[config], n_processes=1)
     problems = {part.name: part.problem for part in result.parts}
     assert "no --config has 'task: style'" in problems["style"]
     assert "no --config has 'task: corrupted'" in problems["corrupted"]
