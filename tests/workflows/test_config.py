@@ -173,3 +173,17 @@ def test_a_judge_and_its_settings_are_written_and_read_back(tmp_path: Path):
     assert config.endpoint.n_retries == 3
     fields = {k: v for k, v in config.model_dump(mode="json").items() if k != "targets"}
     assert read_config(written(tmp_path / "again", **fields)) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "said"),
+    [
+        ("maps", ["ridge", "procrustes", "ridge"], "ridge is named twice"),
+        ("strengths", [0.5, True], "holds a truth value"),
+        ("target_sites", [False], "holds a truth value"),
+        ("n_random", True, "holds a truth value"),
+    ],
+)
+def test_a_map_named_twice_and_a_truth_value_for_a_number_are_refused(field, given, said):
+    with pytest.raises(ConfigError, match=said):
+        make_config({**LEAST, field: given})

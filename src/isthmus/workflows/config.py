@@ -207,6 +207,16 @@ class RunConfig(BaseModel):
             return {**rest, "targets": one if isinstance(one, list | tuple) else [one]}
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, given: Any) -> Any:
+        # YAML reads yes, no, on and off as truth values, which would count as 1 and 0.
+        for name, value in given.items() if isinstance(given, dict) else ():
+            several = value if isinstance(value, list | tuple) else (value,)
+            if name != "pooled" and any(isinstance(one, bool) for one in several):
+                raise ValueError(f"{name} holds a truth value, {value}: expected numbers or names")
+        return given
+
     @field_validator("positions")
     @classmethod
     def _known_positions(cls, given: str) -> str:
@@ -225,11 +235,11 @@ class RunConfig(BaseModel):
         # Places are compared at two of them, which are not to depend on how they were listed.
         return tuple(sorted(set(given)))
 
-    @field_validator("targets")
+    @field_validator("targets", "maps")
     @classmethod
-    def _every_target_once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := sorted({target for target in given if given.count(target) > 1}):
-            raise ValueError(f"{', '.join(twice)} is named twice: name every target once")
+    def _every_one_once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({one for one in given if given.count(one) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice: name every one once")
         return given
 
     @model_validator(mode="after")
