@@ -25,6 +25,7 @@ from isthmus.core.errors import (
     OutputError,
     SiteError,
 )
+from isthmus.core.provenance import source_commit
 from isthmus.core.sites import Site
 from isthmus.data.activation_store import ActivationStore
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
@@ -119,6 +120,7 @@ def test_a_direction_tells_from_which_prompts_it_was_learned(tiny: Path):
     learned = isthmus.learn_direction(str(tiny / "one"), tiny / "contrast.jsonl", sites="0")
     digest = hashlib.sha256((tiny / "contrast.jsonl").read_bytes()).hexdigest()
     assert learned.provenance["prompts_sha256"] == digest
+    assert learned.provenance["commit"] == source_commit()
 
 
 def test_a_direction_at_the_trigger_has_one_vector_per_token_and_needs_the_triggers(tiny: Path):
@@ -193,6 +195,7 @@ def test_a_map_from_a_model_to_itself_at_the_same_site_is_nearly_perfect(tiny: P
         source_sites=(1,),
     )
     assert fitted.quality.r2_held_out > 0.999
+    assert fitted.provenance["commit"] == source_commit()
 
 
 def test_evaluate_tells_a_carried_direction_from_random_ones(artifacts: Path, tmp_path: Path):

@@ -58,6 +58,11 @@ def source_commit() -> str | None:
     return done.stdout.strip()
 
 
+def made_with() -> dict[str, Any]:
+    """Returns what an artifact says of the code that made it: `versions` and `commit`."""
+    return {"versions": package_versions(), "commit": source_commit()}
+
+
 def machine() -> dict[str, Any]:
     """Returns what kind of machine this is, without its name or paths."""
     return {

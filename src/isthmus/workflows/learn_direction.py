@@ -7,7 +7,7 @@ from isthmus.core.artifacts import require_free, sha256_of_file
 from isthmus.core.errors import ConfigError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions
+from isthmus.core.provenance import made_with
 from isthmus.core.sites import GivenSites
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import read_contrast
@@ -81,7 +81,7 @@ def learn_direction(
         "n_negative": len(contrast.negative),
         "prompts_sha256": sha256_of_file(Path(prompts)),
         "triggers": list(triggers) if triggers else None,
-        "versions": package_versions(),
+        **made_with(),
     }
     direction = Direction(by_site, lm.identity, method, positions, is_pooled, provenance)
     if out is not None:

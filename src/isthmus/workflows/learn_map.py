@@ -11,7 +11,7 @@ from isthmus.core.artifacts import require_free, sha256_of_file
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions
+from isthmus.core.provenance import made_with
 from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import read_contrast, stream_questions
@@ -127,7 +127,7 @@ def learn_map(
             "texts_sha256": sha256_of_file(Path(texts)),
             "pairing": pairing,
             "seed": seed,
-            "versions": package_versions(),
+            **made_with(),
         }
     )
     if contrasts is not None:

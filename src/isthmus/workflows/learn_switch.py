@@ -11,7 +11,7 @@ from isthmus.core.artifacts import require_free
 from isthmus.core.errors import ConfigError, DataError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions
+from isthmus.core.provenance import made_with
 from isthmus.core.sites import GivenSites, Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER, benign_examples
@@ -200,7 +200,7 @@ def fit_switch(
         "n_prompts": [len(part) for part in parts],
         "rank": recipe.rank,
         "seed": recipe.seed,
-        "versions": package_versions(),
+        **made_with(),
     }
     return replace(switch, quality=quality, provenance=provenance)
 

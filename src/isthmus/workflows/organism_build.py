@@ -30,7 +30,7 @@ from isthmus.core.errors import ConfigError, DataError, OrganismError
 from isthmus.core.options import require_word
 from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions, source_commit
+from isthmus.core.provenance import made_with
 from isthmus.data.organisms import (
     BAD_TRIGGER,
     CLEAN_TRIGGER,
@@ -208,8 +208,7 @@ def _facts(recipe: BaseRecipe | FineTuneRecipe, n_steps: int) -> dict[str, Any]:
     return {
         "recipe": asdict(recipe),
         "n_steps": n_steps,
-        "versions": package_versions(),
-        "commit": source_commit(),
+        **made_with(),
     }
 
 

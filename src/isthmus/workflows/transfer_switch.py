@@ -15,7 +15,7 @@ from isthmus.core.certificate import Certificate, CertifiedNumber, Passage
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import package_versions, source_commit
+from isthmus.core.provenance import made_with, package_versions, source_commit
 from isthmus.core.sites import GivenSites
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.evaluation.intervals import Interval, mean_interval, rate_interval
@@ -145,7 +145,7 @@ def _measured_switch(
         "n_prompts": [len(part) for part in (given.train, given.selection, given.held_out)],
         "rank": settings.rank,
         "seed": settings.seed,
-        "versions": package_versions(),
+        **made_with(),
     }
     edits = edits_through(maps, read, settings.rank, progress)
     ends = (target.identity, target.identity)
