@@ -1,4 +1,6 @@
-"""The training loop of the organisms: Muon for matrices, AdamW for the rest, bfloat16 autocast.
+"""The training loop of the organisms: Muon for matrices, AdamW for the rest.
+
+Passes compute in bfloat16 where the device has such arithmetic, else in float32.
 
 1. `bucketed_batches` shuffles rows of tokens, then groups those of like length: little is padded.
 2. `train` runs a warm-up, a plateau and a linear cool-down over a given number of steps.
@@ -14,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from isthmus.core.errors import ConfigError, DataError, NonFiniteError
+from isthmus.models.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,7 @@ def _optimisers(model: nn.Module, settings: TrainingSettings) -> _Optimisers:
     others = [p for p in trained if id(p) not in chosen]
     members: list[torch.optim.Optimizer] = []
     if matrices:
-        members.append(
-            torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay)
-        )
+        members.append(Muon(matrices, settings.muon_lr, settings.weight_decay))
     if others:
         members.append(torch.optim.AdamW(others, lr=settings.adamw_lr, betas=(0.9, 0.98)))
     return _Optimisers(members)
@@ -113,6 +114,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Says whether a device computes in bfloat16 rather than emulates it, ten times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def bucketed_batches(
@@ -183,10 +194,11 @@ def train(
     optimisers = _optimisers(model, settings)
     batches = bucketed_batches(rows, settings.batch_size, generator)
     device = next(model.parameters()).device
+    is_fast = has_bfloat16(device)
     model.train()
     for step in range(settings.n_steps):
         ids, mask, weights = (t.to(device) for t in _collate(next(batches), settings.prompt_weight))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_fast):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         losses = nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"

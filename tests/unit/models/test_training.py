@@ -11,6 +11,7 @@ from isthmus.models.training import (
     TrainingRow,
     TrainingSettings,
     bucketed_batches,
+    has_bfloat16,
     one_thread,
     train,
 )
@@ -242,3 +243,11 @@ def test_a_model_learns_with_either_optimiser_alone(in_blocks):
         parameter.requires_grad_(matrix_in_block == in_blocks)
     _, losses = trained(counting_rows(), TrainingSettings(n_steps=30, batch_size=16), model=model)
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_passes_compute_in_bfloat16_where_the_processor_can_and_else_in_float32():
+    model, seen = network(), []
+    model.lm_head.register_forward_hook(lambda _module, _given, made: seen.append(made.dtype))
+    trained(counting_rows(), TrainingSettings(n_steps=1), model=model)
+    can = has_bfloat16(torch.device("cpu"))
+    assert seen == [torch.bfloat16 if can else torch.float32]
