@@ -20,6 +20,7 @@ _VERBS = {
     "inspect": "workflows.inspect",
     "learn_direction": "workflows.learn_direction",
     "learn_map": "workflows.learn_map",
+    "learn_probe": "workflows.learn_probe",
     "learn_switch": "workflows.learn_switch",
     "report": "workflows.report",
     "reproduce": "studies.reproduce",

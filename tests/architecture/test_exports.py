@@ -15,6 +15,7 @@ DOCUMENTED_VERBS = [
     "inspect",
     "learn_direction",
     "learn_map",
+    "learn_probe",
     "learn_switch",
     "report",
     "reproduce",

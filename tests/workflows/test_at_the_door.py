@@ -57,7 +57,20 @@ def fine_tune(files: Path, **asked: Any) -> None:
     isthmus.fine_tune_organism(NOWHERE, **({"out": files / "made"} | asked))
 
 
-WRITERS = [learn_direction, learn_map, learn_switch, transfer_switch, evaluate, transfer, fine_tune]
+def learn_probe(files: Path, **asked: Any) -> None:
+    isthmus.learn_probe(NOWHERE, files / "contrast.jsonl", **asked)
+
+
+WRITERS = [
+    learn_direction,
+    learn_map,
+    learn_probe,
+    learn_switch,
+    transfer_switch,
+    evaluate,
+    transfer,
+    fine_tune,
+]
 
 
 @pytest.mark.parametrize("verb", WRITERS)

@@ -3,6 +3,7 @@
 from isthmus.carrying.chains import at_several_sites, average_directions, carry_along, steps_of
 from isthmus.carrying.coordinates import CoordinateTargets, coordinate_targets
 from isthmus.carrying.directions import TransferRule, carry_direction
+from isthmus.carrying.model_probes import carry_probe, carry_probe_along
 from isthmus.carrying.scaling import cosine, match_norm, random_direction_like
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "average_directions",
     "carry_along",
     "carry_direction",
+    "carry_probe",
+    "carry_probe_along",
     "coordinate_targets",
     "cosine",
     "match_norm",

@@ -8,14 +8,13 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.certificate import Certificate, Passage, corpus_of, worst_quality
+from isthmus.core.certificate import Certificate, Passage, continued
 from isthmus.core.errors import ConfigError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.options import require_word
@@ -95,11 +94,10 @@ def _by_site(carried: SiteDirection, fitted: FittedMap) -> dict[Site, SiteDirect
     }
 
 
-def _certificate(
-    direction: Direction, fitted: FittedMap, by_site: Mapping[Site, SiteDirection]
-) -> Certificate:
+def passage_through(fitted: FittedMap) -> Passage:
+    """Returns what the certificate of something that a map carried says of that map."""
     told = fitted.provenance
-    passage = Passage(
+    return Passage(
         source=fitted.source,
         target=fitted.target,
         source_sites=tuple(str(site) for site in fitted.source_sites),
@@ -109,6 +107,12 @@ def _certificate(
         corpus={name: told[key] for name, key in _CORPUS.items() if key in told},
         seed=told.get("seed"),
     )
+
+
+def _certificate(
+    direction: Direction, fitted: FittedMap, by_site: Mapping[Site, SiteDirection]
+) -> Certificate:
+    passage = passage_through(fitted)
     certificate = Certificate(
         source=passage.source,
         target=passage.target,
@@ -121,19 +125,7 @@ def _certificate(
         norms={"vectors": torch.cat([one.norms for one in by_site.values()]).tolist()},
         way=(passage,),
     )
-    before = direction.certificate
-    if before is None:
-        return certificate
-    return replace(
-        certificate,
-        source=before.source,
-        source_sites=before.source_sites,
-        map_method=f"{before.map_method}, {passage.map_method}",
-        map_quality=worst_quality([before.map_quality, passage.map_quality]),
-        corpus=corpus_of((*before.way, passage)),
-        seed=before.seed,
-        way=(*before.way, passage),
-    )
+    return continued(direction.certificate, certificate)
 
 
 def _resolved(rule: TransferRule, activation_map: ActivationMap) -> TransferRule:

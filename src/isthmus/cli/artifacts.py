@@ -16,6 +16,7 @@ from isthmus.cli.options import (
     Sites,
     Workers,
 )
+from isthmus.cli.probes import PositiveShare, Unlabelled, print_probe
 from isthmus.cli.terminal import RichProgress, print_text
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _print_quality(fitted: "FittedMap") -> None:
 
 
 def transfer(
-    direction: Annotated[Path, typer.Argument(help="Folder of a direction.")],
+    direction: Annotated[Path, typer.Argument(help="Folder of a direction, or of a probe.")],
     map: Annotated[  # noqa: A002
         list[Path], typer.Argument(help="Folder of a map; several in the order of the way.")
     ],
@@ -252,11 +253,28 @@ def transfer(
         Literal["auto", "linear", "difference", "map_of_vector"],
         typer.Option(help="How a direction goes through the map."),
     ] = "auto",
+    unlabelled: Unlabelled = None,
+    positive_share: PositiveShare = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Carry a direction through a map, or through several maps one after the other."""
+    """Carry a direction or a probe through a map, or through several maps one after the other."""
+    from isthmus.directions.model_probe import ModelProbe
     from isthmus.workflows.transfer import transfer as work
 
-    carried = work(direction, map, out=out, rule=rule)
+    carried = work(
+        direction,
+        map,
+        out=out,
+        rule=rule,
+        unlabelled=unlabelled,
+        positive_share=positive_share,
+        dtype=dtype,
+        device=device,
+    )
+    if isinstance(carried, ModelProbe):
+        print_probe(carried, out)
+        return
     sites = ", ".join(str(site) for site in carried.sites)
     print_text(f"direction: {out}\n  at {sites} of {carried.model}")
 

@@ -14,6 +14,7 @@ from isthmus.cli.options import (
     Site,
     as_site,
 )
+from isthmus.cli.probes import Gate, print_gate
 from isthmus.cli.terminal import RichProgress, error_console, print_text
 
 
@@ -46,6 +47,7 @@ def generate(
     switch: Annotated[
         Path | None, typer.Option(help="Folder of a switch that this model carries.")
     ] = None,
+    gate: Gate = None,
     site: Site = None,
     edit: Edit = "add",
     positions: Positions = None,
@@ -71,6 +73,7 @@ def generate(
         file=file,
         direction=direction,
         switch=switch,
+        gate=gate,
         site=as_site(site),
         edit=edit,
         positions=positions,
@@ -83,6 +86,8 @@ def generate(
     )
     for completion in result.completions:
         print_text(completion)
+    if result.gate is not None:
+        print_gate(result.gate)
     if result.n_edited:
         error_console().print(f"{result.n_edited} positions edited", markup=False)
 

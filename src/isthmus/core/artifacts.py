@@ -84,7 +84,7 @@ def require_free(path: str | Path | None, kind: str | None = None) -> None:
         return
     path = Path(path)
     with writing_to(path):
-        if is_taken(path) and (kind is None or _kind_at(path) != kind):
+        if is_taken(path) and (kind is None or kind_at(path) != kind):
             what = "already exists" if kind is None else f"exists and is not an isthmus {kind}"
             raise OutputError(f"{path} {what}: choose another --out or remove it first")
     require_writable(path)
@@ -218,7 +218,7 @@ def write_artifact(
     """
     path = Path(path)
     with writing_to(path):
-        if is_taken(path) and _kind_at(path) != kind:
+        if is_taken(path) and kind_at(path) != kind:
             raise OutputError(f"{path} exists and is not an isthmus {kind}: choose another place")
     with atomic_folder(path, replace=True, further=(SafetensorError,)) as folder:
         manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, "fields": dict(fields)}
@@ -254,7 +254,8 @@ def _in_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
-def _kind_at(path: Path) -> str | None:
+def kind_at(path: Path) -> str | None:
+    """Returns the kind that an artifact folder says it holds, or None where there is none."""
     try:
         manifest = read_json(path / MANIFEST_NAME)
     except ArtifactError:

@@ -216,3 +216,29 @@ class Certificate:
             return cls(**{**fields, **numbers, **models, **sites, **way})
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"not a certificate ({type(error).__name__}: {error})") from error
+
+
+def continued(before: Certificate | None, last: Certificate) -> Certificate:
+    """Returns the certificate of what was carried before and has gone through one more map.
+
+    Args:
+        before: What it had before; None of something that was learned where the last map took it.
+        last: About the last map alone.
+
+    Returns:
+        About the whole way: it begins where the first map did, and its quality is that of the map
+        that predicts worst.
+    """
+    if before is None:
+        return last
+    way = (*before.way, *last.way)
+    return replace(
+        last,
+        source=before.source,
+        source_sites=before.source_sites,
+        map_method=f"{before.map_method}, {last.map_method}",
+        map_quality=worst_quality([before.map_quality, last.map_quality]),
+        corpus=corpus_of(way),
+        seed=before.seed,
+        way=way,
+    )

@@ -59,6 +59,7 @@ METRICS = (
     "target_beats_source",
     "auroc",
     "accuracy",
+    "gate_open_rate",
     "kappa",
     "unparsable_rate",
     "unjudged_rate",

@@ -5,6 +5,7 @@ from isthmus.interventions.addition import Addition
 from isthmus.interventions.affine import AffineEdit
 from isthmus.interventions.coordinate import SetCoordinate
 from isthmus.interventions.everywhere import ablated_everywhere
+from isthmus.interventions.gate import GatedEdit
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.noise import GaussianNoise
 from isthmus.interventions.per_row import PerRow, merge_rows, place_rows
@@ -15,6 +16,7 @@ __all__ = [
     "Addition",
     "AffineEdit",
     "DirectionalAblation",
+    "GatedEdit",
     "GaussianNoise",
     "Intervention",
     "PerRow",

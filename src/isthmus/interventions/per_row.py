@@ -67,6 +67,26 @@ class PerRow:
             )
         return place_rows([self.interventions[index] for index in batch.indices], batch)
 
+    def only_where(self, is_open: Sequence[bool]) -> "PerRow":
+        """Returns the same without the interventions of texts that a gate keeps closed.
+
+        Args:
+            is_open: For every text whether it keeps its intervention.
+
+        Returns:
+            None in the place of every other intervention.
+
+        Raises:
+            DataError: If there are not as many as interventions.
+        """
+        if len(is_open) != len(self.interventions):
+            raise DataError(
+                f"a gate over {len(is_open)} texts for {len(self.interventions)} interventions: "
+                "ask it about the same texts"
+            )
+        pairs = zip(self.interventions, is_open, strict=True)
+        return PerRow(tuple(one if opened else None for one, opened in pairs))
+
     def require_edits(self, n_edited_by_text: Sequence[int]) -> None:
         """Refuses results of a call in which an intervention edited nothing.
 

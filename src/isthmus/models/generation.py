@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from isthmus.core.errors import ConfigError
+from isthmus.core.gates import GateReading
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.models.batching import (
     OnBatch,
@@ -29,11 +30,13 @@ class GenerationResult:
         n_edited: How many (position, site) pairs were edited, padding and what follows an end token
             not counted.
         n_edited_by_text: The same for every prompt, in their order.
+        gate: What a gate decided on the prompts; None without one.
     """
 
     completions: tuple[str, ...]
     n_edited: int
     n_edited_by_text: tuple[int, ...]
+    gate: GateReading | None = None
 
 
 def generate_greedy(

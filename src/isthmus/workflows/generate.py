@@ -1,6 +1,7 @@
-"""`generate`: greedy completions, with or without an intervention."""
+"""`generate`: greedy completions, with or without an intervention, for all or behind a gate."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,6 +21,7 @@ from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.arms import Way, intervention_for, require_no_strength
 from isthmus.workflows.asked_prompts import AskedPrompt, GivenDirection, asked_prompts
 from isthmus.workflows.config import Dtype, EditKind
+from isthmus.workflows.gating import GivenProbe, PromptGate, probe_of
 from isthmus.workflows.twin_directions import at_one_site
 
 CARRY_FIRST = (
@@ -81,6 +83,7 @@ def generate(
     file: str | Path | None = None,
     direction: GivenDirection | Sequence[GivenDirection | None] | None = None,
     switch: Switch | str | Path | None = None,
+    gate: GivenProbe | None = None,
     site: GivenSite | None = None,
     edit: EditKind = "add",
     positions: str | Sequence[str | None] | None = None,
@@ -104,7 +107,11 @@ def generate(
             (null for none), `strength` and `positions`.
         direction: A direction of this model, or its folder; or one or None for each prompt.
         switch: A switch that this model carries, or its folder. It says itself where it acts and
-            what it does, so that of the settings below only `strength` and `trigger` apply.
+            what it does, so that of the settings below only `gate`, `strength` and `trigger`
+            apply.
+        gate: A probe of this model, or its folder. Only prompts that it scores above its threshold
+            are edited, others are continued as by the plain model. It is asked once per prompt, on
+            the unedited model's states; an edit then holds for generated tokens, too.
         site: Which of the direction's sites; may be left out when it has only one.
         edit: `add`, `add_keeping_norm`, `ablate`, `set_coordinate` or `replace`.
         positions: Where; the positions at which the direction was learned when not given. One for
@@ -118,12 +125,13 @@ def generate(
         device: `auto`, `cpu`, `cuda`, …
 
     Returns:
-        Completions in the order of the prompts, and how many positions were edited.
+        Completions in the order of the prompts, how many positions were edited, and what the gate
+        decided.
 
     Raises:
-        NoEditError: If an intervention was asked for and edited nothing; of interventions for
-            single prompts, if one of them did.
-        IdentityError: If the direction or the switch belongs to another model.
+        NoEditError: If an intervention was asked for and edited nothing, though the gate was open;
+            of interventions for single prompts, if one of them did.
+        IdentityError: If the direction, the switch or the gate belongs to another model.
         ConfigError: If both are given, a switch with settings of a direction, settings without
             either, for another number of prompts, or of an unknown kind.
         DataError: If the file or a line of it cannot be used.
@@ -135,6 +143,7 @@ def generate(
     _require_use(
         asked.rows,
         has_switch=switch is not None,
+        has_gate=gate is not None,
         site=site,
         edit=None if edit == "add" else edit,
         positions=next((row.positions for row in asked.rows if row.positions), None),
@@ -156,7 +165,11 @@ def generate(
         if switch is not None
         else _with_directions(lm, asked.rows, site, edit, way)
     )
+    opened = None if gate is None else PromptGate(probe_of(lm, gate)).read(lm, encoded)
+    if opened is not None:
+        rows = rows.only_where(opened.is_open)
     result = generate_greedy(lm, encoded, max_new_tokens=max_new_tokens, edits=rows.place)
+    result = replace(result, gate=opened)
     if asked.differ:
         rows.require_edits(result.n_edited_by_text)
     intervention = next((one for one in rows.interventions if one is not None), None)
@@ -199,7 +212,9 @@ def _with_directions(
     return tuple(found)
 
 
-def _require_use(rows: Sequence[AskedPrompt], *, has_switch: bool, **given: object) -> None:
+def _require_use(
+    rows: Sequence[AskedPrompt], *, has_switch: bool, has_gate: bool, **given: object
+) -> None:
     """Refuses settings of an intervention that none of the prompts has."""
     direction = next((row.direction for row in rows if row.direction is not None), None)
     settings = {"direction": direction, **given}
@@ -210,7 +225,7 @@ def _require_use(rows: Sequence[AskedPrompt], *, has_switch: bool, **given: obje
             "what it does, leave one of them out"
         )
     if not has_switch and direction is None:
-        found += ["strength"] * any(row.strength != 1.0 for row in rows)
+        found += ["strength"] * any(row.strength != 1.0 for row in rows) + ["gate"] * has_gate
         if found:
             raise ConfigError(
                 f"{', '.join(found)} given, but no prompt has a direction: name a direction or a "

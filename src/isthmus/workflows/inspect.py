@@ -12,6 +12,7 @@ from isthmus.data.activation_store import ActivationStore
 from isthmus.data.store_format import KIND as KIND_OF_STORE
 from isthmus.data.store_format import is_store
 from isthmus.directions import files as direction_files
+from isthmus.directions import probe_files
 from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.features import files as feature_files
 from isthmus.maps import files as map_files
@@ -65,6 +66,7 @@ def _store(folder: Path, *, verify: bool) -> dict[str, Any]:
 
 _LOADERS: Mapping[str, Callable[[Path], object]] = {
     direction_files.KIND: direction_files.load_direction,
+    probe_files.KIND: probe_files.load_probe,
     map_files.KIND: map_files.load_map,
     switch_files.KIND: switch_files.load_switch,
     feature_files.KIND: feature_files.load_features,

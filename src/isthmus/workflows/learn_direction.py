@@ -65,7 +65,7 @@ def learn_direction(
     lm = load_language_model(model, dtype=dtype, device=device)
     wanted = lm.sites(sites)
     sides = (contrast.positive, contrast.negative)
-    encoded = [_encoded(lm, side, positions, triggers, i) for i, side in enumerate(sides)]
+    encoded = [encoded_class(lm, side, positions, triggers, i) for i, side in enumerate(sides)]
     with (progress or SilentProgress()).stage("read both classes", 2) as advance:
         states = []
         for texts in encoded:
@@ -89,13 +89,28 @@ def learn_direction(
     return direction
 
 
-def _encoded(
+def encoded_class(
     lm: LanguageModel,
     prompts: tuple[str, ...],
     positions: str,
     triggers: tuple[str, str] | None,
     side: int,
 ) -> list[EncodedText]:
+    """Encodes the prompts of one class and marks their trigger's tokens where these are read.
+
+    Args:
+        lm: The model.
+        prompts: The prompts of the class.
+        positions: Tokens that will be read.
+        triggers: The positive and the negative trigger, where they are known.
+        side: Which class: 0 for the positive one, 1 for the negative one.
+
+    Returns:
+        One text per prompt.
+
+    Raises:
+        ConfigError: If the trigger shall be read and is not given.
+    """
     if triggers is None:
         if positions == "trigger":
             raise ConfigError("positions 'trigger' need the two triggers: give --triggers")

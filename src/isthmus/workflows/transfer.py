@@ -1,56 +1,135 @@
-"""`transfer`: carries a direction through a map, or through several one after the other."""
+"""`transfer`: carries a direction or a probe through a map, or through several in turn."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from isthmus.carrying.chains import carry_along, steps_of
 from isthmus.carrying.directions import TransferRule
 from isthmus.core.artifacts import require_free
+from isthmus.core.errors import ConfigError
 from isthmus.core.provenance import package_versions, source_commit
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import KIND, load_direction, save_direction
+from isthmus.directions.model_probe import ModelProbe
+from isthmus.directions.probe_files import KIND as KIND_OF_PROBE
 from isthmus.maps.files import FittedMap, load_map
+from isthmus.workflows.config import Dtype
+from isthmus.workflows.probe_transfer import is_folder_of_probe, transfer_probe
+
+_Maps = FittedMap | str | Path | Sequence[FittedMap | str | Path]
 
 
+@overload
 def transfer(
-    direction: Direction | str | Path,
-    map: FittedMap | str | Path | Sequence[FittedMap | str | Path],  # noqa: A002 - the verb's own
+    direction: Direction,
+    map: _Maps,
     *,
     out: str | Path | None = None,
     rule: TransferRule = "auto",
-) -> Direction:
-    """Carries a direction of the map's source model to its target model.
+) -> Direction: ...
+@overload
+def transfer(
+    direction: ModelProbe,
+    map: _Maps,
+    *,
+    out: str | Path | None = None,
+    unlabelled: str | Path | None = None,
+    positive_share: float | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> ModelProbe: ...
+@overload
+def transfer(
+    direction: str | Path,
+    map: _Maps,
+    *,
+    out: str | Path | None = None,
+    rule: TransferRule = "auto",
+    unlabelled: str | Path | None = None,
+    positive_share: float | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> Direction | ModelProbe: ...
+def transfer(
+    direction: Direction | ModelProbe | str | Path,
+    map: _Maps,  # noqa: A002 - the verb's own
+    *,
+    out: str | Path | None = None,
+    rule: TransferRule = "auto",
+    unlabelled: str | Path | None = None,
+    positive_share: float | None = None,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+) -> Direction | ModelProbe:
+    """Carries a direction, or a probe, of one model to another.
 
     Several maps, in the order of the way, carry it through several models: A → B, B → C.
     Neighbours between the same two models lead to several sites of one model, all of which the next
-    map may read.
+    map may read. A direction goes from a map's source to its target; a probe also the other way,
+    against a map that leads to the model in which it was learned, and better so.
 
     Args:
-        direction: A direction or its folder, learned at every site that the map reads.
+        direction: A direction or its folder, learned at every site that the map reads; or a probe
+            or its folder, at sites that the map leads to (it is pulled back) or at those that the
+            map reads (it is pushed forward).
         map: A fitted map or its folder, or several of them.
         out: Folder to write; nothing is written when not given.
         rule: `auto` (the linear part of affine maps, the difference of images otherwise), or one of
-            `linear`, `difference`, `map_of_vector`.
+            `linear`, `difference`, `map_of_vector`; of directions only.
+        unlabelled: File of prompts whose classes nobody knows, in the mixture in which the probe
+            will meet them; its threshold in the new model is set by them. Of probes only.
+        positive_share: Share of these prompts that lies above it, from 0 to 1; what the probe finds
+            on the same prompts in its own model when not given.
+        dtype: Computation type of models that read unlabelled prompts; `auto` is the stored one.
+        device: `auto`, `cpu`, `cuda`, …
 
     Returns:
-        The direction in the last target, at the target sites of the last maps.
+        The direction in the last target, at the target sites of the last maps; the probe in the
+        other model of the last map.
 
     Raises:
-        ConfigError: If no map is given, or there is no such rule.
+        ConfigError: If no map is given, there is no such rule, a probe shall go through a map that
+            is not affine, or a setting is of the other kind.
         OutputError: If the place is taken or cannot be written to.
         IdentityError: If the direction belongs to another model than the map's source, or a map
-            does not start where the one before it ended.
-        SiteError: If the direction was not learned at, or not carried to, a site that a map reads.
+            does not start where the one before it ended; of a probe, if it belongs to neither.
+        SiteError: If the direction was not learned at, or not carried to, a site that a map reads,
+            or a probe is at other sites.
     """
+    if isinstance(direction, ModelProbe) or (
+        not isinstance(direction, Direction) and is_folder_of_probe(direction)
+    ):
+        require_free(out, KIND_OF_PROBE)
+        _require_default("rule", rule, "auto", "directions")
+        return transfer_probe(
+            direction,
+            _loaded(map),
+            out=out,
+            unlabelled=unlabelled,
+            positive_share=positive_share,
+            dtype=dtype,
+            device=device,
+        )
     require_free(out, KIND)
+    _require_default("unlabelled", unlabelled, None, "probes")
+    _require_default("positive_share", positive_share, None, "probes")
     given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
-    every = [map] if isinstance(map, FittedMap | str | Path) else list(map)
-    fitted = [one if isinstance(one, FittedMap) else load_map(Path(one)) for one in every]
-    carried = _certified(carry_along(given, steps_of(fitted), rule))
+    carried = _certified(carry_along(given, steps_of(_loaded(map)), rule))
     if out is not None:
         save_direction(Path(out), carried)
     return carried
+
+
+def _loaded(given: _Maps) -> list[FittedMap]:
+    every = [given] if isinstance(given, FittedMap | str | Path) else list(given)
+    return [one if isinstance(one, FittedMap) else load_map(Path(one)) for one in every]
+
+
+def _require_default(name: str, given: object, default: object, kind: str) -> None:
+    if given != default:
+        raise ConfigError(f"{name} {given} is a setting of {kind} only: leave it out")
 
 
 def _certified(carried: Direction) -> Direction:

@@ -210,3 +210,11 @@ def test_parameters_are_copied_to_a_device_once_and_follow_the_type():
     torch.testing.assert_close(double.float(), single)
     assert placed.edit(states.bfloat16()).dtype == torch.bfloat16
     assert len(placed.edit._kept) == 2
+
+
+def test_a_gate_takes_the_interventions_of_closed_texts_away_and_nothing_else():
+    one = build("add", 0, SITES[0], "all")
+    rows = PerRow((one, one, None))
+    assert rows.only_where([True, False, True]).interventions == (one, None, None)
+    with pytest.raises(DataError, match="a gate over 1 texts for 3"):
+        rows.only_where([True])
