@@ -21,6 +21,7 @@ _VERBS = {
     "learn_direction": "workflows.learn_direction",
     "learn_map": "workflows.learn_map",
     "learn_probe": "workflows.learn_probe",
+    "learn_subspace": "workflows.learn_subspace",
     "learn_switch": "workflows.learn_switch",
     "report": "workflows.report",
     "reproduce": "studies.reproduce",

@@ -16,6 +16,7 @@ DOCUMENTED_VERBS = [
     "learn_direction",
     "learn_map",
     "learn_probe",
+    "learn_subspace",
     "learn_switch",
     "report",
     "reproduce",

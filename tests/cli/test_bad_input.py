@@ -148,6 +148,7 @@ def test_no_verb_writes_below_a_file_or_leaves_anything_there(
     words: dict[str, list[object]] = {
         "capture": [one, texts],
         "learn-direction": [one, shelf / "contrast.jsonl"],
+        "learn-subspace": [one, shelf / "contrast.jsonl"],
         "learn-map": [one, two, texts, "--target-site", "1"],
         "transfer": [shelf / "direction", shelf / "map"],
         "evaluate": [two, shelf / "carried", "--n-test", 4, "--n-random", 1],

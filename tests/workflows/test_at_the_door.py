@@ -29,6 +29,10 @@ def learn_direction(files: Path, **asked: Any) -> None:
     isthmus.learn_direction(NOWHERE, files / "contrast.jsonl", **asked)
 
 
+def learn_subspace(files: Path, **asked: Any) -> None:
+    isthmus.learn_subspace(NOWHERE, files / "contrast.jsonl", **asked)
+
+
 def learn_map(files: Path, **asked: Any) -> None:
     isthmus.learn_map(NOWHERE, NOWHERE, files / "texts.jsonl", target_site=1, **asked)
 
@@ -63,6 +67,7 @@ def learn_probe(files: Path, **asked: Any) -> None:
 
 WRITERS = [
     learn_direction,
+    learn_subspace,
     learn_map,
     learn_probe,
     learn_switch,

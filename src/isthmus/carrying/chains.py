@@ -6,31 +6,40 @@
 3. Whatever the way, provenance and certificate tell all of it: every map with its held-out quality.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.carrying.directions import TransferRule, carry_direction
+from isthmus.carrying.subspaces import carry_subspace
 from isthmus.core.certificate import Certificate, Passage, corpus_of, worst_quality
 from isthmus.core.errors import ConfigError, FitError, SiteError
 from isthmus.core.identity import require_same_model
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction, SiteDirection
+from isthmus.directions.learned import Learned, LearnedBySite, SiteClasses
+from isthmus.directions.subspace import Subspace
 from isthmus.maps.files import FittedMap
 
+_CARRIERS: Mapping[type, Callable[..., Any]] = MappingProxyType(
+    {Direction: carry_direction, Subspace: carry_subspace}
+)
 _OPPOSED = 1e-6
 """Length of a mean of unit vectors below which nothing but rounding is left of it."""
 
 
-def at_several_sites(directions: Sequence[Direction]) -> Direction:
+def at_several_sites(directions: Sequence[Learned]) -> Learned:
     """Joins directions of one model at different sites into one direction at all of these sites.
 
-    So what several maps carried into a model can be used at several layers at once, or go on
-    through a map that reads several sites. Vectors, means and states stay as they are.
+    Subspaces of one model are joined likewise. So what several maps carried into a model can be
+    used at several layers at once, or go on through a map that reads several sites. Vectors, means
+    and states stay as they are.
 
     Refuses another model (`IdentityError`), a repeated site (`SiteError`) and other prompts
     (`ShapeError`).
@@ -49,11 +58,11 @@ def at_several_sites(directions: Sequence[Direction]) -> Direction:
     """
     _require_alike(directions, "join")
     first = directions[0]
-    by_site: dict[Site, SiteDirection] = {}
+    by_site: dict[Site, Any] = {}
     for one in directions:
         if repeated := [str(site) for site in one.sites if site in by_site]:
             raise SiteError(
-                f"two directions at {', '.join(repeated)}: give one per site, or average them"
+                f"two {one.WHAT}s at {', '.join(repeated)}: give one per site, or average them"
             )
         by_site |= one.by_site
     if len(directions) == 1:
@@ -67,11 +76,11 @@ def at_several_sites(directions: Sequence[Direction]) -> Direction:
 
 
 def carry_along(
-    direction: Direction,
+    direction: Learned,
     steps: Sequence[FittedMap | Sequence[FittedMap]],
     rule: TransferRule = "auto",
-) -> Direction:
-    """Carries a direction through one model after another.
+) -> Learned:
+    """Carries a direction, or a subspace, through one model after another.
 
     Through affine maps it arrives as v · W₁ · W₂ …, the product of their linear parts; a step of
     several maps takes it to several sites, whose vectors the next map reads side by side.
@@ -87,8 +96,8 @@ def carry_along(
         rule: How vectors go through each map, as `carry_direction` knows it.
 
     Returns:
-        The direction in the last model. Its certificate names where it was learned, where it is,
-        and every map between; its quality is that of the map that predicts worst.
+        The direction, or subspace, in the last model. Its certificate names where it was learned,
+        where it is, and every map between; its quality is that of the map that predicts worst.
 
     Raises:
         ConfigError: If there is no step, or a step without a map.
@@ -97,8 +106,12 @@ def carry_along(
     _require_way(way)
     carried = direction
     for step in way:
-        arrived = [carry_direction(carried, fitted, rule) for fitted in step]
-        carried = at_several_sites(arrived)
+        carried = at_several_sites([_through(carried, fitted, rule) for fitted in step])
+    return carried
+
+
+def _through(learned: Learned, fitted: FittedMap, rule: TransferRule) -> Learned:
+    carried: Learned = _CARRIERS[type(learned)](learned, fitted, rule)
     return carried
 
 
@@ -203,7 +216,7 @@ def _average(parts: Sequence[SiteDirection], site: Site) -> tuple[SiteDirection,
 
 
 def _joint_certificate(
-    directions: Sequence[Direction], by_site: dict[Site, SiteDirection]
+    directions: Sequence[LearnedBySite[Any]], by_site: Mapping[Site, SiteClasses]
 ) -> Certificate | None:
     held = [one.certificate for one in directions if one.certificate is not None]
     if not held:
@@ -226,20 +239,20 @@ def _joint_certificate(
     )
 
 
-def _require_alike(directions: Sequence[Direction], what: str) -> None:
+def _require_alike(directions: Sequence[LearnedBySite[Any]], what: str) -> None:
     if not directions:
         raise ConfigError(f"no direction to {what}: give at least one")
     first = directions[0]
     for one in directions[1:]:
-        require_same_model("direction", one.model, first.model, f"{what} directions of one model")
+        require_same_model(one.WHAT, one.model, first.model, f"{what} {one.WHAT}s of one model")
         if (one.positions, one.pooled) != (first.positions, first.pooled):
             raise ConfigError(
-                f"directions read at {first.positions} (pooled: {first.pooled}) and at "
+                f"{one.WHAT}s read at {first.positions} (pooled: {first.pooled}) and at "
                 f"{one.positions} (pooled: {one.pooled}): learn all of them at the same tokens"
             )
         if (one.certificate is None) != (first.certificate is None):
             raise ConfigError(
-                f"one direction was carried and another learned in {first.model}: {what} carried "
+                f"one {one.WHAT} was carried and another learned in {first.model}: {what} carried "
                 "ones, or learned ones, so that the certificate is about all of it"
             )
 

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from isthmus.core.identity import require_same_model
 from isthmus.core.options import require_word
 from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction, SiteDirection
+from isthmus.directions.learned import LearnedBySite, SiteClasses
 from isthmus.maps.base import ActivationMap, AffineMap
 from isthmus.maps.files import FittedMap
 
@@ -62,9 +63,8 @@ def carry_direction(
         fitted.source,
         "learn the direction on the map's source model, or a map from the direction's model",
     )
-    require_word("rule", rule, get_args(TransferRule))
-    used = _resolved(rule, fitted.map)
-    carried = _carried(_joined(direction, fitted.source_sites), fitted.map, used)
+    used = resolved_rule(rule, fitted.map)
+    carried = _carried(side_by_side(direction, fitted.source_sites), fitted.map, used)
     by_site = _by_site(carried, fitted)
     return Direction(
         by_site=by_site,
@@ -72,16 +72,32 @@ def carry_direction(
         method=direction.method,
         positions=direction.positions,
         pooled=direction.pooled,
-        provenance={
-            "rule": used,
-            "map_method": fitted.map.method,
-            "map_quality": fitted.quality.to_json(),
-            "source_model": direction.model.to_json(),
-            "source_sites": [str(site) for site in fitted.source_sites],
-            "source_provenance": direction.provenance,
-        },
-        certificate=_certificate(direction, fitted, by_site),
+        provenance=carried_provenance(direction, fitted, used),
+        certificate=carried_certificate(direction, fitted, by_site),
     )
+
+
+def carried_provenance(
+    learned: LearnedBySite[Any], fitted: FittedMap, rule: TransferRule
+) -> dict[str, Any]:
+    """Returns what a carried direction or subspace tells of its way.
+
+    Args:
+        learned: What was carried.
+        fitted: Through which map.
+        rule: By which rule.
+
+    Returns:
+        JSON values.
+    """
+    return {
+        "rule": rule,
+        "map_method": fitted.map.method,
+        "map_quality": fitted.quality.to_json(),
+        "source_model": learned.model.to_json(),
+        "source_sites": [str(site) for site in fitted.source_sites],
+        "source_provenance": learned.provenance,
+    }
 
 
 def _by_site(carried: SiteDirection, fitted: FittedMap) -> dict[Site, SiteDirection]:
@@ -109,9 +125,19 @@ def passage_through(fitted: FittedMap) -> Passage:
     )
 
 
-def _certificate(
-    direction: Direction, fitted: FittedMap, by_site: Mapping[Site, SiteDirection]
+def carried_certificate(
+    learned: LearnedBySite[Any], fitted: FittedMap, by_site: Mapping[Site, SiteClasses]
 ) -> Certificate:
+    """Returns what is known of a direction or subspace that went through a map.
+
+    Args:
+        learned: What was carried; every map that it came through before stays in the way.
+        fitted: Through which map.
+        by_site: What arrived.
+
+    Returns:
+        A certificate that counts nothing as measured.
+    """
     passage = passage_through(fitted)
     certificate = Certificate(
         source=passage.source,
@@ -125,10 +151,23 @@ def _certificate(
         norms={"vectors": torch.cat([one.norms for one in by_site.values()]).tolist()},
         way=(passage,),
     )
-    return continued(direction.certificate, certificate)
+    return continued(learned.certificate, certificate)
 
 
-def _resolved(rule: TransferRule, activation_map: ActivationMap) -> TransferRule:
+def resolved_rule(rule: TransferRule, activation_map: ActivationMap) -> TransferRule:
+    """Returns the rule that `auto` stands for with a map, or the rule that was given.
+
+    Args:
+        rule: As asked for.
+        activation_map: The map.
+
+    Returns:
+        A rule other than `auto`.
+
+    Raises:
+        ConfigError: If there is no such rule, or the map has no linear part for `linear`.
+    """
+    require_word("rule", rule, get_args(TransferRule))
     if rule == "auto":
         return "linear" if isinstance(activation_map, AffineMap) else "difference"
     if rule == "linear" and not isinstance(activation_map, AffineMap):
@@ -138,20 +177,55 @@ def _resolved(rule: TransferRule, activation_map: ActivationMap) -> TransferRule
     return rule
 
 
-def _joined(direction: Direction, sites: tuple[Site, ...]) -> dict[str, Tensor]:
-    missing = [site for site in sites if site not in direction.by_site]
+def side_by_side(learned: LearnedBySite[Any], sites: tuple[Site, ...]) -> dict[str, Tensor]:
+    """Returns the tensors of all sites that a map reads, concatenated as it reads them.
+
+    Args:
+        learned: A direction or a subspace.
+        sites: What the map reads.
+
+    Returns:
+        Tensors by the name of their attribute.
+
+    Raises:
+        SiteError: If one of the sites is missing.
+    """
+    missing = [site for site in sites if site not in learned.by_site]
     if missing:
         raise SiteError(
-            f"the map reads {', '.join(map(str, sites))}, but the direction was not learned at "
-            f"{', '.join(map(str, missing))}: learn it at all sites of the map"
+            f"the map reads {', '.join(map(str, sites))}, but the {learned.WHAT} was not learned "
+            f"at {', '.join(map(str, missing))}: learn it at all sites of the map"
         )
-    by_site = [direction.at(site).tensors for site in sites]
+    by_site = [learned.at(site).tensors for site in sites]
     return {name: torch.cat([one[name] for one in by_site], dim=-1) for name in by_site[0]}
 
 
 def _carried(
     joined: dict[str, Tensor], activation_map: ActivationMap, rule: TransferRule
 ) -> SiteDirection:
+    classes = carried_classes(joined, activation_map)
+    vectors: Float[Tensor, "position d_target"]
+    if rule == "linear" and isinstance(activation_map, AffineMap):
+        vectors = activation_map.linear(joined["vectors"])
+    elif rule == "difference":
+        vectors = _mean(classes["positive_states"]) - _mean(classes["negative_states"])
+    else:
+        vectors = activation_map(joined["vectors"])
+    return SiteDirection(vectors=vectors.float(), **classes)
+
+
+def carried_classes(
+    joined: Mapping[str, Tensor], activation_map: ActivationMap
+) -> dict[str, Tensor]:
+    """Returns the images of the states of both classes, and the means of these images.
+
+    Args:
+        joined: States and means of all sites that the map reads.
+        activation_map: The map.
+
+    Returns:
+        States and means by the name of their attribute.
+    """
     points = {name: activation_map(joined[name]) for name in ("positive_states", "negative_states")}
     # Where a mean lies there may be no state at all, and a map that is not affine knows nothing.
     means = {
@@ -160,14 +234,7 @@ def _carried(
         else _mean(points[f"{side}_states"]).float()
         for side in ("positive", "negative")
     }
-    vectors: Float[Tensor, "position d_target"]
-    if rule == "linear" and isinstance(activation_map, AffineMap):
-        vectors = activation_map.linear(joined["vectors"])
-    elif rule == "difference":
-        vectors = _mean(points["positive_states"]) - _mean(points["negative_states"])
-    else:
-        vectors = activation_map(joined["vectors"])
-    return SiteDirection(vectors=vectors.float(), **means, **points)
+    return means | points
 
 
 def _mean(states: Float[Tensor, "prompt position d_model"]) -> Float[Tensor, "position d_model"]:

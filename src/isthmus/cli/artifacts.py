@@ -244,7 +244,9 @@ def _print_quality(fitted: "FittedMap") -> None:
 
 
 def transfer(
-    direction: Annotated[Path, typer.Argument(help="Folder of a direction, or of a probe.")],
+    direction: Annotated[
+        Path, typer.Argument(help="Folder of a direction, a subspace or a probe.")
+    ],
     map: Annotated[  # noqa: A002
         list[Path], typer.Argument(help="Folder of a map; several in the order of the way.")
     ],
@@ -258,7 +260,7 @@ def transfer(
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Carry a direction or a probe through a map, or through several maps one after the other."""
+    """Carry a direction, a subspace or a probe through a map, or through several in turn."""
     from isthmus.directions.model_probe import ModelProbe
     from isthmus.workflows.transfer import transfer as work
 
@@ -276,7 +278,7 @@ def transfer(
         print_probe(carried, out)
         return
     sites = ", ".join(str(site) for site in carried.sites)
-    print_text(f"direction: {out}\n  at {sites} of {carried.model}")
+    print_text(f"{carried.WHAT}: {out}\n  at {sites} of {carried.model}")
 
 
 def inspect(

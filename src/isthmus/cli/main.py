@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from isthmus.cli import artifacts, models, probes, runs, sweeps, switches
+from isthmus.cli import artifacts, models, probes, runs, subspaces, sweeps, switches
 from isthmus.cli.exit_codes import exit_code
 from isthmus.cli.terminal import error_console
 from isthmus.core.errors import IsthmusError
@@ -26,6 +26,7 @@ app.add_typer(organism, name="organism")
 runs.register(app)
 sweeps.register(app)
 artifacts.register(app)
+subspaces.register(app)
 probes.register(app)
 models.register(app)
 switches.register(app)

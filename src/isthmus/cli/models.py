@@ -42,7 +42,7 @@ def generate(
         ),
     ] = None,
     direction: Annotated[
-        Path | None, typer.Option(help="Folder of a direction of this model.")
+        Path | None, typer.Option(help="Folder of a direction or a subspace of this model.")
     ] = None,
     switch: Annotated[
         Path | None, typer.Option(help="Folder of a switch that this model carries.")

@@ -81,7 +81,7 @@ def corpus_of(way: Sequence[Passage]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The evidence that travels with a carried direction.
+    """The evidence that travels with what was carried.
 
     `behaviour` and `damage` are empty when it was carried but not measured: a certificate never
     says more than was done.
@@ -155,8 +155,8 @@ class Certificate:
         about = self.target_site.split(", ")
         if list(norms) != about:
             raise ArtifactError(
-                f"the direction is at {', '.join(norms)}, its certificate is about "
-                f"{self.target_site}: carry the direction again"
+                f"the artifact is at {', '.join(norms)}, its certificate is about "
+                f"{self.target_site}: carry it again"
             )
         found = [norm for one in norms.values() for norm in one]
         said = self.norms.get("vectors", found)
@@ -165,8 +165,8 @@ class Certificate:
             for one, other in zip(said, found, strict=True)
         ):
             raise ArtifactError(
-                f"the direction's vectors have norms {found}, its certificate is about {said}: "
-                "carry the direction again"
+                f"the artifact's vectors have norms {found}, its certificate is about {said}: "
+                "carry it again"
             )
 
     def of_other_vectors(self, norms: Mapping[str, Sequence[float]]) -> "Certificate":

@@ -25,6 +25,17 @@ class Classes(NamedTuple):
         """Mean of the positive minus mean of the negative states."""
         return self.positive.mean(0) - self.negative.mean(0)
 
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Means and states of both classes as artifacts keep them, float32 on the CPU."""
+        values = {
+            "positive_mean": self.positive.mean(0),
+            "negative_mean": self.negative.mean(0),
+            "positive_states": self.positive,
+            "negative_states": self.negative,
+        }
+        return {name: value.float().cpu() for name, value in values.items()}
+
 
 def checked_classes(
     positive: Float[Tensor, "positive_prompt position d_model"],

@@ -64,5 +64,4 @@ def learn_site_direction(
     require_word("direction method", method, tuple(METHODS))
     classes = checked_classes(positive, negative, pooled=pooled)
     vectors = METHODS[method](positive, negative, pooled=pooled)
-    values = (vectors, classes.positive.mean(0), classes.negative.mean(0), *classes)
-    return SiteDirection(*(value.float().cpu() for value in values))
+    return SiteDirection(vectors=vectors.float().cpu(), **classes.kept)

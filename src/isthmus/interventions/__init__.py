@@ -11,6 +11,7 @@ from isthmus.interventions.noise import GaussianNoise
 from isthmus.interventions.per_row import PerRow, merge_rows, place_rows
 from isthmus.interventions.positions import PositionMasks, PositionSelector, parse_positions
 from isthmus.interventions.replacement import Replacement
+from isthmus.interventions.subspace import subspace_ablation, subspace_coordinates
 
 __all__ = [
     "Addition",
@@ -28,4 +29,6 @@ __all__ = [
     "merge_rows",
     "parse_positions",
     "place_rows",
+    "subspace_ablation",
+    "subspace_coordinates",
 ]

@@ -30,20 +30,25 @@ from isthmus.models.writers import is_experts
 
 _ROUNDING = 64
 _SHARE_OF_EFFECT = 0.01
+_DEPENDENT = 1e-6
+"""What of a unit vector is left beside others, below which it adds nothing to them."""
 
 
-def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> PreTrainedModel:
-    """Takes a direction out of everything that a model writes to its residual stream.
+def bake_ablation(
+    lm: LanguageModel, direction: Float[Tensor, " d_model"] | Float[Tensor, "rank d_model"]
+) -> PreTrainedModel:
+    """Takes a direction, or a subspace, out of all that a model writes to its residual stream.
 
     With the unit vector r of the direction, every writing matrix W becomes W - r rᵀ W and its bias
-    b becomes b - r rᵀ b. That equals ablating the direction in the stream at every position before
-    the first block and after each part of every block. Only the embedding, learned positions and
-    the last matrix of each part change.
+    b becomes b - r rᵀ b; with the orthonormal rows Q of a subspace, W - Qᵀ Q W and b - Qᵀ Q b. That
+    equals ablating it in the stream at every position before the first block and after each part of
+    every block. Only the embedding, learned positions and the last matrix of each part change.
     Source: Arditi et al. 2024, arXiv:2406.11717, section 4.1.
 
     Args:
         lm: The model; left unchanged.
-        direction: What to take out, of any length but zero.
+        direction: What to take out: one vector of any length but zero, or several that span a
+            subspace.
 
     Returns:
         A copy of the model, of the same class, that can be saved and loaded like any other.
@@ -51,22 +56,20 @@ def bake_ablation(lm: LanguageModel, direction: Float[Tensor, " d_model"]) -> Pr
     Raises:
         ModelError: If a matrix that writes was not found, a norm stands between one and the stream,
             or weights are quantized or adapted; the message says which.
-        ShapeError: If the direction does not fit the model or is zero.
+        ShapeError: If the direction does not fit the model or is zero, or vectors of a subspace
+            depend on each other.
         NonFiniteError: If it holds NaN or infinity.
     """
-    unit = _checked("direction", direction, lm)
-    if not bool(unit.any()):
-        raise ShapeError("the direction is zero and so is none: learn it from other prompts")
-    unit = unit / unit.norm()
+    basis = _basis(direction, lm)
     writers = exact_writers(lm.layout)
     model = copy_with_own_weights(lm)
     sites, hidden = _editable(lm.layout)
-    _take_out(model, hidden, unit)
+    _take_out(model, hidden, basis)
     layout = find_layout(model) if hidden else lm.layout
-    plain, expected = _logits(lm.layout), _logits(layout, _Ablation(unit), sites)
-    _take_out(model, [one for one in writers if one not in hidden], unit)
+    plain, expected = _logits(lm.layout), _logits(layout, _Ablation(basis), sites)
+    _take_out(model, [one for one in writers if one not in hidden], basis)
     baked = find_layout(model)
-    _check_ablated(lm, baked, unit)
+    _check_ablated(lm, baked, basis)
     if (_logits(baked) - expected).abs().max() > _allowed(plain, expected, lm.dtype):
         raise ModelError(
             f"cannot bake an ablation into {type(model).__name__}: its logits are not those of the "
@@ -89,9 +92,24 @@ def _editable(layout: ModelLayout) -> tuple[list[Site], list[ResidualWriter]]:
     return sites, hidden
 
 
-def _take_out(model: PreTrainedModel, writers: Sequence[ResidualWriter], unit: Tensor) -> None:
+def _take_out(model: PreTrainedModel, writers: Sequence[ResidualWriter], basis: Tensor) -> None:
     for writer in writers:
-        project_out(model.get_submodule(writer.name), writer.name, unit)
+        project_out(model.get_submodule(writer.name), writer.name, basis)
+
+
+def _basis(direction: Tensor, lm: LanguageModel) -> Float[Tensor, "rank d_model"]:
+    """Returns orthonormal rows that span what is taken out."""
+    rows = [_checked("direction", row, lm) for row in torch.atleast_2d(direction)]
+    if not rows or not all(bool(row.any()) for row in rows):
+        raise ShapeError("the direction is zero and so is none: learn it from other prompts")
+    across, triangle = torch.linalg.qr(torch.stack([row / row.norm() for row in rows]).mT)
+    if float(triangle.diagonal().abs().min()) < _DEPENDENT:
+        raise ShapeError(
+            f"{len(rows)} vectors span fewer dimensions than that: leave out those that others "
+            "add up to"
+        )
+    basis: Tensor = across.mT
+    return basis
 
 
 def writer_sites(layout: ModelLayout) -> tuple[Site, ...]:
@@ -181,18 +199,18 @@ class _Shift:
 
 @dataclass(frozen=True)
 class _Ablation:
-    """Takes one unit vector out."""
+    """Takes the span of orthonormal rows out."""
 
-    unit: Tensor
+    basis: Tensor
 
     @property
     def d_model(self) -> int:
-        return len(self.unit)
+        return self.basis.shape[1]
 
     def __call__(self, activations: Tensor) -> Tensor:
         wide = activations.to(torch.promote_types(activations.dtype, torch.float32))
-        unit = self.unit.to(wide)
-        return (wide - (wide @ unit)[..., None] * unit).to(activations.dtype)
+        basis = self.basis.to(wide)
+        return (wide - wide @ basis.mT @ basis).to(activations.dtype)
 
 
 def _allowed(plain: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
@@ -318,13 +336,13 @@ def _checked(what: str, vector: Tensor, lm: LanguageModel) -> Tensor:
     return wide
 
 
-def _check_ablated(lm: LanguageModel, layout: ModelLayout, unit: Tensor) -> None:
+def _check_ablated(lm: LanguageModel, layout: ModelLayout, basis: Tensor) -> None:
     """Refuses a model whose stream still has a part along the direction."""
     streams = [Stream.RESID_PRE, Stream.RESID_POST]
     sites = [Site(layer, stream) for layer in range(lm.n_layers) for stream in streams]
     for site, states in _probe(layout, sites).items():
         wide = states.double()
-        along = (wide @ unit.to(wide)).abs().max()
+        along = (wide @ basis.to(wide).mT).abs().max()
         # Some keep a stream in float32 beside weights that are rounded to fewer digits.
         eps = max(torch.finfo(dtype).eps for dtype in (states.dtype, lm.dtype))
         allowed = _ROUNDING * eps * wide.norm(dim=-1).max()

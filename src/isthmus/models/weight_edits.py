@@ -65,21 +65,21 @@ def _shared_weight(model: PreTrainedModel) -> str | None:
     return None
 
 
-def project_out(module: nn.Module, name: str, unit: Float[Tensor, " d_model"]) -> None:
-    """Takes a unit vector out of everything that a module makes, in place.
+def project_out(module: nn.Module, name: str, basis: Float[Tensor, "rank d_model"]) -> None:
+    """Takes the span of orthonormal rows out of everything that a module makes, in place.
 
-    W becomes W - r rᵀ W and b becomes b - r rᵀ b.
+    W becomes W - Qᵀ Q W and b becomes b - Qᵀ Q b.
 
     Args:
         module: A matrix or the experts of a mixture.
         name: Its dotted path, for the message.
-        unit: The vector, of length 1.
+        basis: Q, the rows.
 
     Raises:
         ModelError: If the experts' matrices have an unknown shape.
     """
-    for weight, axis in _weights(module, len(unit), name):
-        _project(weight, axis, unit)
+    for weight, axis in _weights(module, basis.shape[1], name):
+        _project(weight, axis, basis)
 
 
 def _weights(module: nn.Module, d_model: int, name: str) -> Iterator[tuple[nn.Parameter, int]]:
@@ -108,9 +108,9 @@ def _expert_axis(module: nn.Module, weight: Tensor, d_model: int, name: str) -> 
     return axis
 
 
-def _project(weight: nn.Parameter, axis: int, unit: Tensor) -> None:
-    """Takes a unit vector out of one axis of a weight, in place."""
+def _project(weight: nn.Parameter, axis: int, basis: Tensor) -> None:
+    """Takes the span of orthonormal rows out of one axis of a weight, in place."""
     wide = weight.detach().movedim(axis, -1).to(torch.promote_types(weight.dtype, torch.float32))
-    r = unit.to(wide)
-    clean = wide - (wide @ r)[..., None] * r
+    rows = basis.to(wide)
+    clean = wide - wide @ rows.mT @ rows
     weight.data.copy_(clean.movedim(-1, axis))

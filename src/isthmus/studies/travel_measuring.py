@@ -120,13 +120,13 @@ class Arrivals:
         chosen = self._selector.choose_cell(condition, cells, make)
         recorder = Recorder(self.config, source, self.name, "test")
         scores = self._test.score(chosen.arm)
-        found = self._numbers(recorder, chosen.arm, scores)
+        found = numbers_of(self._test, recorder, chosen.arm, scores)
         if misled is not None:
             for control in self._controls(chosen.arm, misled):
                 # The strongest of all draws is compared by swap; one answers for them.
                 is_repeated = control.seed != self.config.seed
-                found += self._numbers(
-                    recorder, control, self._test.score(control), is_brief=is_repeated
+                found += numbers_of(
+                    self._test, recorder, control, self._test.score(control), is_brief=is_repeated
                 )
         return Tested(chosen, scores, tuple(replace(m, task=task) for m in found))
 
@@ -157,7 +157,7 @@ class Arrivals:
         like = compared.measurements[0]
         scores = self._test.score(placed)
         recorder = Recorder(self.config, like.source or self.name, self.name, "test")
-        found = self._numbers(recorder, placed, scores, is_brief=True)
+        found = numbers_of(self._test, recorder, placed, scores, is_brief=True)
         task = f"{like.task}, same place"
         chosen = replace(compared.chosen, arm=placed)
         return Tested(chosen, scores, tuple(replace(m, task=task) for m in found))
@@ -196,19 +196,31 @@ class Arrivals:
             controls.append(replace(arm, condition="shuffled_map", direction=like))
         return controls
 
-    def _numbers(
-        self, recorder: Recorder, arm: Arm, scores: ArmScores, *, is_brief: bool = False
-    ) -> list[Measurement]:
-        bench = self._test
-        damage = recorder.divergence(arm, bench.damage(arm), bench.benign_turns)
-        likely = [*recorder.effects(arm, scores), damage]
-        if is_brief:
-            return likely
-        return [
-            *likely,
-            *recorder.behaviour(arm, bench.complete(arm), bench.asked(arm)),
-            *recorder.benign(arm, bench.complete_benign(arm), bench.benign_turns),
-        ]
+
+def numbers_of(
+    bench: Bench, recorder: Recorder, arm: Arm, scores: ArmScores, *, is_brief: bool = False
+) -> list[Measurement]:
+    """Returns what an arm did on test questions.
+
+    Args:
+        bench: The questions.
+        recorder: Names the numbers.
+        arm: What was done.
+        scores: Its losses.
+        is_brief: Whether likelihoods are enough, and nothing is written.
+
+    Returns:
+        Recoveries, swap and damage, and, unless brief, rates of completions.
+    """
+    damage = recorder.divergence(arm, bench.damage(arm), bench.benign_turns)
+    likely = [*recorder.effects(arm, scores), damage]
+    if is_brief:
+        return likely
+    return [
+        *likely,
+        *recorder.behaviour(arm, bench.complete(arm), bench.asked(arm)),
+        *recorder.benign(arm, bench.complete_benign(arm), bench.benign_turns),
+    ]
 
 
 def swap_grid(study: str, task: str, measured: Sequence[Measurement]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, shuffled_map
+from isthmus.workflows.map_fitting import MapEnds, fit_closed_form, fit_map, shuffled_map
 from isthmus.workflows.pairing import PairedMoments, paired_moments
 from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import learn_twin_direction
@@ -133,13 +133,35 @@ class Ways:
         """
         arrived = []
         for way in route.ways:
-            rows = self._pairs(*way[-2:]).rows_at(site)
-            if rows is None:
+            if (last := self.shuffled(way[-2], way[-1], site)) is None:
                 return None
-            last = shuffled_map(rows, self._ends(way[-2], way[-1], site), self.config.seed)
             before = [self.leg(*ends) for ends in pairwise(way[:-1])]
             arrived.append(carry_along(self.learned(way[0], positions), [*before, [last]]))
         return average_directions(arrived)
+
+    def shuffled(self, source: str, target: str, site: Site) -> FittedMap | None:
+        """Returns the map between two models that was fitted on shuffled pairs.
+
+        Args:
+            source: Where it starts.
+            target: Where it leads.
+            site: Where there.
+
+        Returns:
+            The map; None where too many pairs were read to be kept.
+        """
+        rows = self._pairs(source, target).rows_at(site)
+        if rows is None:
+            return None
+        return shuffled_map(rows, self._ends(source, target, site), self.config.seed)
+
+    def identity(self, source: str, target: str, site: Site) -> FittedMap | None:
+        """Returns the map that cuts states or fills them up with zeros, likewise."""
+        rows = self._pairs(source, target).rows_at(site)
+        if rows is None:
+            return None
+        ends = self._ends(source, target, site)
+        return fit_map("identity", rows, ends, self.config.seed, self.progress)
 
     def _sites(self, name: str) -> tuple[Site, ...]:
         return thinned_sites(self.models[name], "all")

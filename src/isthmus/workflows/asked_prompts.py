@@ -9,11 +9,10 @@ from isthmus.core.errors import ConfigError, DataError, IsthmusError
 from isthmus.data.prompt_rows import PromptRow, prompt_rows
 from isthmus.data.prompts import ROW_FIELDS
 from isthmus.directions.direction import Direction
+from isthmus.directions.subspace import Subspace
 from isthmus.interventions.positions import parse_positions
 from isthmus.workflows.config import require_strength
-
-GivenDirection = Direction | str | Path
-"""A direction or its folder."""
+from isthmus.workflows.given_directions import GivenDirection
 
 OWN_FIELDS = ("direction", "strength", "positions")
 """What a line of a file of prompts may say about its own prompt."""
@@ -25,7 +24,7 @@ class AskedPrompt:
 
     Attributes:
         prompt: The user's message.
-        direction: A direction of the model, or its folder; None for no direction.
+        direction: A direction or subspace of the model, or its folder; None for neither.
         strength: How strongly.
         positions: Where; None for where the direction was learned.
     """
@@ -88,7 +87,7 @@ def asked_prompts(
         if not isinstance(one, str):
             raise DataError(f"prompt {index} is {one!r}, expected text")
     columns = {
-        "direction": _each("direction", direction, (str, Path, Direction), len(asked)),
+        "direction": _each("direction", direction, (str, Path, Direction, Subspace), len(asked)),
         "strength": _each("strength", strength, (int, float), len(asked)),
         "positions": _each("positions", positions, (str,), len(asked)),
     }
@@ -99,7 +98,7 @@ def asked_prompts(
         for i, prompt in enumerate(asked)
     )
     differ = not (
-        isinstance(direction, (str, Path, Direction, type(None)))
+        isinstance(direction, (str, Path, Direction, Subspace, type(None)))
         and isinstance(strength, (int, float))
         and isinstance(positions, (str, type(None)))
     )

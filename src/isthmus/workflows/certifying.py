@@ -14,6 +14,7 @@ from isthmus.core.certificate import CertifiedNumber
 from isthmus.core.provenance import package_versions, source_commit
 from isthmus.core.texts import EncodedText
 from isthmus.directions.direction import Direction
+from isthmus.directions.learned import Learned
 from isthmus.evaluation.measurements import Measurement
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
@@ -80,17 +81,17 @@ class Certifier:
 
 
 def certified_by(
-    direction: Direction, tested: Sequence[Measurement], map_method: str | None
-) -> Direction:
-    """Returns a carried direction with what was measured of it in its certificate.
+    direction: Learned, tested: Sequence[Measurement], map_method: str | None
+) -> Learned:
+    """Returns a carried direction or subspace with what was measured of it in its certificate.
 
     Args:
-        direction: A carried direction; any other is returned as it is.
+        direction: What was carried; any other is returned as it is.
         tested: Measurements of it and of what stands beside it, all on the test split.
         map_method: The map that its own measurements name.
 
     Returns:
-        The same direction; its certificate has behaviour, damage and setting, those of the native
+        The same; its certificate has behaviour, damage and setting, those of the native
         direction and of the best control beside it where they were measured, and nothing of what
         it claimed before.
     """

@@ -1,4 +1,4 @@
-"""`evaluate`: one direction in one model, against untouched, random and noise."""
+"""`evaluate`: one direction or subspace in one model, against untouched, random and noise."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,9 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import machine, package_versions, source_commit
 from isthmus.core.sites import GivenSite, parse_site
 from isthmus.directions.direction import Direction
-from isthmus.directions.files import KIND, load_direction, save_direction
+from isthmus.directions.files import save_direction
+from isthmus.directions.learned import Learned
+from isthmus.directions.subspace import Subspace
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.workflows.arms import require_no_strength
 from isthmus.workflows.certifying import certified_by
@@ -27,12 +29,17 @@ from isthmus.workflows.engines.choosing import EngineName, engine_named
 from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.evaluation_shards import Evaluation, PreparedEvaluation, evaluate_by
+from isthmus.workflows.given_directions import (
+    GivenDirection,
+    kind_of_given,
+    loaded_direction,
+)
 from isthmus.workflows.twin_directions import at_one_site
 
 
 def evaluate(
     model: str | Path,
-    direction: Direction | str | Path,
+    direction: GivenDirection,
     *,
     site: GivenSite | None = None,
     edit: EditKind = "add",
@@ -57,14 +64,16 @@ def evaluate(
     """Measures recovery, swap, rates and damage of one direction on the test questions.
 
     Besides the direction it measures the untouched model on both prompts, random directions of the
-    same norm, noise, the mean state of the model, and the prompt alone. Nothing is
-    chosen here: site, positions and strength are what the caller says.
+    same norm (beside a subspace, random ones of the same rank), noise, the mean state of the model,
+    and the prompt alone. Nothing is chosen here: site, positions and strength are what the caller
+    says.
 
     Args:
         model: Hub name, local folder or `organism:NAME`.
-        direction: A direction of this model, or its folder.
+        direction: A direction or a subspace of this model, or its folder.
         site: Which of the direction's sites; may be left out when it has only one.
-        edit: `add`, `ablate`, `set_coordinate` or `replace`.
+        edit: `add`, `ablate`, `set_coordinate` or `replace`; of a subspace `ablate` or
+            `set_coordinate`.
         positions: Where; the positions at which the direction was learned when not given.
         strength: In units of the direction's norm, above 0 and up to 1000; both signs are tried.
             `ablate` and `replace` have none.
@@ -99,7 +108,7 @@ def evaluate(
     require_strength(strength)
     require_no_strength(edit, strength)
     require_free(out)
-    require_free(certify, KIND)
+    require_free(certify, kind_of_given(direction))
     measured = direction if certify is None else _with_certificate(direction)
     chosen = engine_named(engine, address, n_workers)
     given: dict[str, Any] = {"task": task, "n_test": n_test, "n_random": n_random, "seed": seed}
@@ -116,24 +125,24 @@ def evaluate(
             write_results(folder / "results.jsonl", found)
             facts = {"commit": source_commit(), "versions": package_versions()}
             write_json(folder / "provenance.json", {**facts, "machine": machine(), "seed": seed})
-    if certify is not None and isinstance(measured, Direction):
+    if certify is not None and isinstance(measured, Direction | Subspace):
         save_direction(Path(certify), _certified(measured, found))
     return found
 
 
-def _with_certificate(given: Direction | str | Path) -> Direction:
-    """Loads a direction, and refuses one that has no certificate to fill."""
-    direction = given if isinstance(given, Direction) else load_direction(Path(given))
+def _with_certificate(given: GivenDirection) -> Direction | Subspace:
+    """Loads a direction or a subspace, and refuses one that has no certificate to fill."""
+    direction = loaded_direction(given)
     if direction.certificate is None:
         raise ConfigError(
-            f"the direction was learned in {direction.model} and has no certificate: leave "
-            "certify out, or give a direction that was carried"
+            f"the {direction.WHAT} was learned in {direction.model} and has no certificate: leave "
+            f"certify out, or give a {direction.WHAT} that was carried"
         )
     return direction
 
 
-def _certified(direction: Direction, found: Sequence[Measurement]) -> Direction:
-    """Returns the direction at the site at which it was measured, with what was found."""
+def _certified(direction: Learned, found: Sequence[Measurement]) -> Learned:
+    """Returns what was measured at the site at which it was measured, with what was found."""
     (swap,) = (m for m in found if (m.condition, m.metric) == ("transferred", "swap"))
     site = parse_site(str(swap.target_site), direction.model.n_layers)
     return certified_by(at_one_site(direction, site), found, swap.map)

@@ -1,7 +1,7 @@
 """The arms of an evaluation: made the same everywhere, and measured one by one as shards."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import Progress
 from isthmus.core.sites import GivenSite, Site
 from isthmus.directions.direction import Direction
-from isthmus.directions.files import load_direction
+from isthmus.directions.subspace import Subspace
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
 from isthmus.models.capture import all_token_activations
 from isthmus.models.language_model import load_language_model
@@ -24,8 +24,10 @@ from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
 from isthmus.workflows.generate import direction_at
+from isthmus.workflows.given_directions import GivenDirection, loaded_direction
 from isthmus.workflows.measuring import Recorder
-from isthmus.workflows.sent_directions import received_direction, sent_direction
+from isthmus.workflows.sent_directions import received_learned, sent_direction
+from isthmus.workflows.subspace_arms import noise_arm, random_arms, subspace_arm
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import origin_of
 from isthmus.workflows.twins import TwinSplits, read_splits
@@ -90,11 +92,13 @@ class Evaluation:
         """How many conditions are measured."""
         return 5 + self.n_random + all(twin.overridden for twin in self.splits.test)
 
-    def arms(self, here: Direction, mean: Mapping[Site, Float[Tensor, "1 d_model"]]) -> list[Arm]:
+    def arms(
+        self, here: Direction | Subspace, mean: Mapping[Site, Float[Tensor, "1 d_model"]]
+    ) -> list[Arm]:
         """Makes every condition.
 
         Args:
-            here: The direction at its one site.
+            here: The direction or subspace at its one site.
             mean: Mean state of the model there.
 
         Returns:
@@ -109,16 +113,20 @@ class Evaluation:
             *at,
             edit,
             strength,
-            here,
             map_method=origin.map_method,
             source_sites=origin.source_sites,
             seed=self.seed,
         )
-        arms = [Arm("none"), Arm("clean"), tested]
-        for i in range(self.n_random):
-            drawn = random_direction_like(here, torch.Generator().manual_seed(self.seed + i))
-            arms.append(Arm("random", *at, control_edit(edit), strength, drawn, seed=self.seed + i))
-        arms.append(Arm("noise", *at, "add", strength, here, seed=self.seed))
+        arms = [Arm("none"), Arm("clean")]
+        if isinstance(here, Subspace):
+            arms += [subspace_arm(tested, here), *random_arms(tested, here, self.n_random)]
+            arms.append(noise_arm(tested, here))
+        else:
+            arms.append(replace(tested, direction=here))
+            for seed in range(self.seed, self.seed + self.n_random):
+                drawn = random_direction_like(here, torch.Generator().manual_seed(seed))
+                arms.append(Arm("random", *at, control_edit(edit), strength, drawn, seed=seed))
+            arms.append(Arm("noise", *at, "add", strength, here, seed=self.seed))
         arms.append(Arm("mean_ablation", *at, "replace", 1.0, seed=self.seed, mean=mean))
         return [*arms, Arm("prompt_only")][: self.n_arms]
 
@@ -138,10 +146,10 @@ class PreparedEvaluation:
 
     Args:
         evaluation: What is measured.
-        direction: A direction of the model, or its folder.
+        direction: A direction or a subspace of the model, or its folder.
     """
 
-    def __init__(self, evaluation: Evaluation, direction: Direction | str | Path) -> None:
+    def __init__(self, evaluation: Evaluation, direction: GivenDirection) -> None:
         fields = evaluation.fields
         options = {name: fields[name] for name in ("dtype", "device") if name in fields}
         lm = load_language_model(evaluation.model, **options)
@@ -173,21 +181,21 @@ class PreparedEvaluation:
 
 
 def evaluate_by(
-    engine: Engine, evaluation: Evaluation, direction: Direction | str | Path, progress: Progress
+    engine: Engine, evaluation: Evaluation, direction: GivenDirection, progress: Progress
 ) -> list[Measurement]:
     """Lets an engine measure every arm as one shard.
 
     Args:
         engine: Who measures.
         evaluation: What is measured.
-        direction: A direction of the model, or its folder; its files travel.
+        direction: A direction or a subspace of the model, or its folder; its files travel.
         progress: Who shows progress.
 
     Returns:
         Every number, in the order of the arms.
     """
-    given = direction if isinstance(direction, Direction) else load_direction(Path(direction))
-    settings = {"evaluation": evaluation.to_json(), "direction": sent_direction(given)}
+    sent = sent_direction(loaded_direction(direction))
+    settings = {"evaluation": evaluation.to_json(), "direction": sent}
     with TemporaryDirectory(prefix="isthmus-evaluate-") as folder:
         shards = tuple(Shard({"arm": i}, f"arm {i}") for i in range(evaluation.n_arms))
         (Path(folder) / "shards").mkdir()
@@ -213,7 +221,7 @@ class EvaluationWorker:
 
     @cached_property
     def _prepared(self) -> PreparedEvaluation:
-        direction = received_direction(self.settings["direction"])
+        direction = received_learned(self.settings["direction"])
         return PreparedEvaluation(Evaluation.from_json(self.settings["evaluation"]), direction)
 
     def work(self, asked: Json, place: Path) -> Json:

@@ -12,16 +12,18 @@ from isthmus.core.identity import require_same_model
 from isthmus.core.options import require_word
 from isthmus.core.sites import GivenSite
 from isthmus.directions.direction import Direction
-from isthmus.directions.files import load_direction
+from isthmus.directions.subspace import Subspace
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.per_row import PerRow
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import GenerationResult, generate_greedy
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.arms import Way, intervention_for, require_no_strength
-from isthmus.workflows.asked_prompts import AskedPrompt, GivenDirection, asked_prompts
+from isthmus.workflows.asked_prompts import AskedPrompt, asked_prompts
 from isthmus.workflows.config import Dtype, EditKind
 from isthmus.workflows.gating import GivenProbe, PromptGate, probe_of
+from isthmus.workflows.given_directions import GivenDirection, loaded_direction
+from isthmus.workflows.subspace_arms import subspace_intervention
 from isthmus.workflows.twin_directions import at_one_site
 
 CARRY_FIRST = (
@@ -30,29 +32,29 @@ CARRY_FIRST = (
 
 
 def direction_at(
-    lm: LanguageModel, given: Direction | str | Path, site: GivenSite | None
-) -> Direction:
-    """Loads a direction, checks that it belongs to the model, and reduces it to one site.
+    lm: LanguageModel, given: GivenDirection, site: GivenSite | None
+) -> Direction | Subspace:
+    """Loads a direction or a subspace, checks that it is of the model, and reduces it to one site.
 
     Args:
         lm: Model that will be edited.
-        given: A direction or its folder.
+        given: A direction or a subspace, or its folder.
         site: Which of its sites; may be left out when it has only one.
 
     Returns:
-        A direction of one site.
+        What was given, at one site.
 
     Raises:
-        IdentityError: If the direction belongs to another model.
+        IdentityError: If it belongs to another model.
         SiteError: If the site does not exist, or none is given and there are several.
     """
-    direction = given if isinstance(given, Direction) else load_direction(Path(given))
-    require_same_model("direction", direction.model, lm.identity, CARRY_FIRST)
+    direction = loaded_direction(given)
+    require_same_model(direction.WHAT, direction.model, lm.identity, CARRY_FIRST)
     if site is not None:
         return at_one_site(direction, lm.site(site))
     if len(direction.sites) > 1:
         raise SiteError(
-            f"the direction has {len(direction.sites)} sites "
+            f"the {direction.WHAT} has {len(direction.sites)} sites "
             f"({', '.join(map(str, direction.sites))}): name one with --site"
         )
     return direction
@@ -105,7 +107,8 @@ def generate(
         prompts: One user message or several.
         file: Prompts in their place: JSONL with `prompt` and, where a line has its own, `direction`
             (null for none), `strength` and `positions`.
-        direction: A direction of this model, or its folder; or one or None for each prompt.
+        direction: A direction or a subspace of this model, or its folder; or one or None for each
+            prompt.
         switch: A switch that this model carries, or its folder. It says itself where it acts and
             what it does, so that of the settings below only `gate`, `strength` and `trigger`
             apply.
@@ -113,7 +116,8 @@ def generate(
             are edited, others are continued as by the plain model. It is asked once per prompt, on
             the unedited model's states; an edit then holds for generated tokens, too.
         site: Which of the direction's sites; may be left out when it has only one.
-        edit: `add`, `add_keeping_norm`, `ablate`, `set_coordinate` or `replace`.
+        edit: `add`, `add_keeping_norm`, `ablate`, `set_coordinate` or `replace`; of a subspace
+            `ablate` or `set_coordinate`.
         positions: Where; the positions at which the direction was learned when not given. One for
             all prompts, or one or None for each.
         strength: In units of the direction's norm, from -1000 to 1000; of a switch 1 is on, 0 off.
@@ -131,9 +135,11 @@ def generate(
     Raises:
         NoEditError: If an intervention was asked for and edited nothing, though the gate was open;
             of interventions for single prompts, if one of them did.
-        IdentityError: If the direction, the switch or the gate belongs to another model.
+        IdentityError: If the direction, the subspace, the switch or the gate belongs to another
+            model.
         ConfigError: If both are given, a switch with settings of a direction, settings without
-            either, for another number of prompts, or of an unknown kind.
+            either, for another number of prompts, of an unknown kind, or of an edit that a subspace
+            does not have.
         DataError: If the file or a line of it cannot be used.
         StrengthError: If the strength is out of range, or the edit has none.
     """
@@ -194,20 +200,25 @@ def _with_directions(
     way: Way,
 ) -> tuple[Intervention | None, ...]:
     """Builds every prompt's intervention; what prompts share is loaded and built once."""
-    loaded: dict[int | str, Direction] = {}
+    loaded: dict[int | str, Direction | Subspace] = {}
     made: dict[Hashable, Intervention] = {}
     found: list[Intervention | None] = []
     for row in rows:
         if row.direction is None:
             found.append(None)
             continue
-        name = id(row.direction) if isinstance(row.direction, Direction) else str(row.direction)
+        is_loaded = isinstance(row.direction, Direction | Subspace)
+        name = id(row.direction) if is_loaded else str(row.direction)
         if name not in loaded:
             loaded[name] = direction_at(lm, row.direction, site)
         here = loaded[name]
         settings = (edit, row.positions or here.positions, row.strength, way)
         if (name, settings) not in made:
-            made[name, settings] = intervention_for(here, *settings)
+            made[name, settings] = (
+                subspace_intervention(here, *settings)
+                if isinstance(here, Subspace)
+                else intervention_for(here, *settings)
+            )
         found.append(made[name, settings])
     return tuple(found)
 

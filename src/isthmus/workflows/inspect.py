@@ -66,6 +66,7 @@ def _store(folder: Path, *, verify: bool) -> dict[str, Any]:
 
 _LOADERS: Mapping[str, Callable[[Path], object]] = {
     direction_files.KIND: direction_files.load_direction,
+    direction_files.SUBSPACE_KIND: direction_files.load_subspace,
     probe_files.KIND: probe_files.load_probe,
     map_files.KIND: map_files.load_map,
     switch_files.KIND: switch_files.load_switch,

@@ -3,22 +3,15 @@
 from pathlib import Path
 from typing import get_args
 
-from isthmus.core.artifacts import require_free, sha256_of_file
-from isthmus.core.errors import ConfigError
+from isthmus.core.artifacts import require_free
 from isthmus.core.options import require_word
-from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import made_with
+from isthmus.core.progress import Progress
 from isthmus.core.sites import GivenSites
-from isthmus.core.texts import EncodedText
-from isthmus.data.prompts import read_contrast
-from isthmus.data.trigger_twins import differing_part
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import KIND, save_direction
 from isthmus.directions.methods import learn_site_direction
-from isthmus.models.encoding import encode_prompts
-from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.workflows.class_reading import ClassReading, read_classes
 from isthmus.workflows.config import DirectionMethodName, Dtype
-from isthmus.workflows.twin_directions import read_states, reading_positions
 
 
 def learn_direction(
@@ -60,60 +53,15 @@ def learn_direction(
     """
     require_word("direction method", method, get_args(DirectionMethodName))
     require_free(out, KIND)
-    contrast = read_contrast(Path(prompts))
-    selector = reading_positions(positions)
-    lm = load_language_model(model, dtype=dtype, device=device)
-    wanted = lm.sites(sites)
-    sides = (contrast.positive, contrast.negative)
-    encoded = [encoded_class(lm, side, positions, triggers, i) for i, side in enumerate(sides)]
-    with (progress or SilentProgress()).stage("read both classes", 2) as advance:
-        states = []
-        for texts in encoded:
-            states.append(read_states(lm, texts, wanted, positions, batch_size))
-            advance(1)
-    is_pooled = pooled or not selector.has_fixed_span
+    how = ClassReading(sites, positions, pooled, triggers, dtype, device, batch_size)
+    read = read_classes(model, Path(prompts), how, progress)
     by_site = {
-        site: learn_site_direction(method, states[0][site], states[1][site], pooled=is_pooled)
-        for site in wanted
+        site: learn_site_direction(method, *states, pooled=read.is_pooled)
+        for site, states in read.by_site.items()
     }
-    provenance = {
-        "n_positive": len(contrast.positive),
-        "n_negative": len(contrast.negative),
-        "prompts_sha256": sha256_of_file(Path(prompts)),
-        "triggers": list(triggers) if triggers else None,
-        **made_with(),
-    }
-    direction = Direction(by_site, lm.identity, method, positions, is_pooled, provenance)
+    direction = Direction(
+        by_site, read.lm.identity, method, positions, read.is_pooled, read.provenance
+    )
     if out is not None:
         save_direction(Path(out), direction)
     return direction
-
-
-def encoded_class(
-    lm: LanguageModel,
-    prompts: tuple[str, ...],
-    positions: str,
-    triggers: tuple[str, str] | None,
-    side: int,
-) -> list[EncodedText]:
-    """Encodes the prompts of one class and marks their trigger's tokens where these are read.
-
-    Args:
-        lm: The model.
-        prompts: The prompts of the class.
-        positions: Tokens that will be read.
-        triggers: The positive and the negative trigger, where they are known.
-        side: Which class: 0 for the positive one, 1 for the negative one.
-
-    Returns:
-        One text per prompt.
-
-    Raises:
-        ConfigError: If the trigger shall be read and is not given.
-    """
-    if triggers is None:
-        if positions == "trigger":
-            raise ConfigError("positions 'trigger' need the two triggers: give --triggers")
-        return encode_prompts(lm.tokenizer, prompts)
-    part = differing_part(triggers[side], triggers[1 - side])
-    return encode_prompts(lm.tokenizer, prompts, triggers=[part] * len(prompts))

@@ -21,9 +21,9 @@ from isthmus.evaluation.intervals import wilson_interval
 from isthmus.evaluation.ranking import auroc_interval
 from isthmus.interventions.positions import parse_positions
 from isthmus.models.language_model import load_language_model
+from isthmus.workflows.class_reading import encoded_class
 from isthmus.workflows.config import Dtype
 from isthmus.workflows.gating import states_read
-from isthmus.workflows.learn_direction import encoded_class
 
 _HELD_OUT = 0.25
 _FEWEST = 8

@@ -18,7 +18,9 @@ from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.direction import Direction
+from isthmus.directions.learned import Learned
 from isthmus.directions.methods import learn_site_direction
+from isthmus.directions.subspace import Subspace
 from isthmus.interventions.positions import PositionSelector, parse_positions
 from isthmus.models.capture import activations_at, all_token_activations
 from isthmus.models.encoding import encode_prompts
@@ -235,7 +237,7 @@ class Origin(NamedTuple):
     source_sites: str | None
 
 
-def origin_of(direction: Direction) -> Origin:
+def origin_of(direction: Direction | Subspace) -> Origin:
     """Returns where a direction was learned, and by which maps it came however long its way was."""
     certificate = direction.certificate
     if certificate is not None:
@@ -247,8 +249,8 @@ def origin_of(direction: Direction) -> Origin:
     return Origin(name, told.get("map_method"), ", ".join(told.get("source_sites", ())) or None)
 
 
-def at_one_site(direction: Direction, site: Site) -> Direction:
-    """Returns a direction reduced to one of its sites, of which alone nothing was measured."""
+def at_one_site(direction: Learned, site: Site) -> Learned:
+    """Returns a direction or subspace at one of its sites, of which alone nothing was measured."""
     if direction.sites == (site,):
         return direction
     return direction.with_vectors({site: direction.at(site)})

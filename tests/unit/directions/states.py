@@ -5,7 +5,12 @@ from torch import Tensor
 
 from isthmus.core.identity import ModelIdentity
 from isthmus.core.sites import Site
-from isthmus.directions import Direction, learn_site_direction
+from isthmus.directions import (
+    Direction,
+    Subspace,
+    learn_site_direction,
+    learn_site_subspace,
+)
 
 
 def identity_of(name: str, d_model: int, n_layers: int = 4) -> ModelIdentity:
@@ -36,3 +41,14 @@ def a_direction(
         by_site[site] = learn_site_direction(method, positive, negative, pooled=pooled)
     model = identity_of(name, d_model)
     return Direction(by_site, model, method, "last:2", pooled, {"seed": 0})
+
+
+def a_subspace(
+    *sites: Site, rank: int = 2, pooled: bool = False, d_model: int = 5, name: str = "small"
+) -> Subspace:
+    by_site = {}
+    for index, site in enumerate(sites):
+        positive, negative, _ = two_classes(n=12, d_model=d_model, seed=index)
+        by_site[site] = learn_site_subspace(positive, negative, rank, pooled=pooled)
+    model = identity_of(name, d_model)
+    return Subspace(by_site, model, "mean_difference_and_pca", "last:2", pooled, {"seed": 0})

@@ -7,10 +7,12 @@ from tests.fakes import n_hooks, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ModelError, NonFiniteError, ShapeError, SiteError
 from isthmus.core.sites import Site, Stream
-from isthmus.models.baking import bake_ablation, bake_addition
-from isthmus.models.hooks import capturing
+from isthmus.interventions import subspace_ablation
+from isthmus.models.baking import bake_ablation, bake_addition, writer_sites
+from isthmus.models.hooks import capturing, editing
 from isthmus.models.language_model import wrap_language_model
 from isthmus.models.probing import find_layout
 
@@ -44,6 +46,21 @@ def test_ablating_twice_is_ablating_once():
     once = bake_ablation(lm, direction)
     twice = bake_ablation(wrap_language_model(copy.deepcopy(once), lm.tokenizer, "x"), direction)
     torch.testing.assert_close(once(IDS).logits, twice(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_baked_subspace_is_the_subspace_ablated_wherever_something_is_written():
+    lm, rows = tiny_model(), torch.stack([draw(seed=i) for i in range(3)])
+    edit = subspace_ablation(torch.linalg.qr(rows.mT).Q.mT)
+    every = torch.ones_like(IDS, dtype=torch.bool)
+    placed = [PlacedEdit(site, edit, every, every[:, 0]) for site in writer_sites(lm.layout)]
+    with editing(lm.layout, placed), torch.no_grad():
+        expected = lm.model(IDS).logits
+    baked = bake_ablation(lm, rows)(IDS).logits
+    torch.testing.assert_close(baked, expected, rtol=1e-5, atol=1e-5)
+    one = bake_ablation(lm, rows[0])(IDS).logits
+    torch.testing.assert_close(bake_ablation(lm, rows[:1])(IDS).logits, one, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ShapeError, match="3 vectors span fewer dimensions"):
+        bake_ablation(lm, rows[[0, 1, 0]])
 
 
 def test_a_tied_head_keeps_its_weights_and_the_embedding_changes():
