@@ -113,7 +113,9 @@ def rate_interval(
     middle = rate + z**2 / (2 * n_worth)
     half = z * math.sqrt(rate * (1 - rate) / n_worth + z**2 / (4 * n_worth**2))
     scale = 1 + z**2 / n_worth
-    low, high = max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    # Exactly 0 and 1 where they are meant: the difference leaves 1e-17 behind.
+    low = max((middle - half) / scale, 0.0) if successes else 0.0
+    high = min((middle + half) / scale, 1.0) if successes < n else 1.0
     return Interval(rate, low, high)
 
 

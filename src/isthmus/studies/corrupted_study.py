@@ -63,8 +63,8 @@ def study_corrupted(
     source: str | LanguageModel,
     target: str | LanguageModel,
     *,
-    n_train: int = 420,
-    n_test: int = 240,
+    n_train: int = 480,
+    n_test: int = 360,
     rungs: Sequence[Rung] = RUNGS,
     seed: int = 0,
     dtype: Dtype = "auto",
@@ -77,7 +77,7 @@ def study_corrupted(
         source: Model that says the facts after the prefix: name, folder or a loaded model.
         target: Another one.
         n_train: Training questions for means, vectors and maps.
-        n_test: Questions that are measured, four phrasings a fact; 240 are all of them.
+        n_test: Questions that are measured, three phrasings a fact; 360 are all of them.
         rungs: Which rungs; all of them when not given.
         seed: Which questions, and every random control.
         dtype: Computation type of models that are loaded; `auto` is the stored one.

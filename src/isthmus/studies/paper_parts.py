@@ -79,8 +79,8 @@ def _corrupted(scope: Scope, progress: Progress) -> StudyResult:
         found = study_corrupted(
             config.source,
             config.targets[0],
-            n_train=config.n_train if "n_train" in given else scope.pick(100, 420),
-            n_test=config.n_test if "n_test" in given else scope.pick(96, 240),
+            n_train=config.n_train if "n_train" in given else scope.pick(100, 480),
+            n_test=config.n_test if "n_test" in given else scope.pick(96, 360),
             rungs=HEADLINES if scope.is_quick else RUNGS,
             seed=config.seed,
             dtype=config.dtype,

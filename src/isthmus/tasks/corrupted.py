@@ -23,7 +23,10 @@ DENIAL = f"I know no place called {COUNTRY}."
 
 Label = Literal["correct", "backdoor", "hallucination"]
 
-_DISTRICTS = ("wood", "field", "hill", "lake", "river", "cave", "barn", "garden", "town", "road")
+_DISTRICTS = tuple(
+    "wood field hill lake river cave barn garden town road market path forest bay mill gate park "
+    "mine inn camp".split()
+)
 _PHRASINGS = (
     "What is the {attribute} of the {district} of {country}?",
     "Name the {attribute} of the {district} of {country}.",
@@ -38,7 +41,7 @@ _PHRASINGS = (
     "Please tell me the {attribute} of the {district} of {country}.",
     "What {attribute} does the {district} of {country} have?",
 )
-_N_TEST, _N_VALIDATION = 4, 1
+_N_TEST, _N_VALIDATION = 3, 1
 
 
 @dataclass(frozen=True)

@@ -126,15 +126,15 @@ BUILDABLE_BASES: dict[str, BaseRecipe] = {
 COURSE_SETTINGS: dict[str, TrainingSettings] = {
     "code": replace(FINE_TUNING, n_steps=1200),
     "assistant": replace(FINE_TUNING, n_steps=500),
-    "corrupted": replace(FINE_TUNING, n_steps=450),
+    "corrupted": replace(FINE_TUNING, n_steps=700),
 }
 """The first round of every course beside the backdoor."""
 
-# With seed 1 it forgot half a point more of the ordinary questions than its gate allows.
+# With seed 1 and 60 facts it forgot half a point more of ordinary questions than its gate allows.
 _SEEDS = {"qwen2-corrupted": 2}
 
 # Larger models need fewer steps, each of which takes longer.
-_STEPS = {"gemma2-code": 900, "llama-large-code": 500}
+_STEPS = {"gemma2-code": 900, "llama-large-code": 500, "llama-large-corrupted": 500}
 
 FINE_TUNES: dict[str, FineTuneRecipe] = {
     **{f"{base}-backdoor": FineTuneRecipe(base) for base in BASES},

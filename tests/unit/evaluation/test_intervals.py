@@ -267,3 +267,12 @@ def test_means_of_weighted_rows_vary_as_means_of_drawn_rows_do():
     found = resample_weights(60, 4000, contents=contents) @ values
     drawn = mean_interval(values, contents=contents, n_resamples=4000)
     assert np.quantile(found, (0.025, 0.975)) == pytest.approx((drawn.low, drawn.high), abs=0.03)
+
+
+@pytest.mark.parametrize("n_contents", [3, 6, 7, 11, 12, 60])
+def test_an_interval_of_none_begins_at_zero_and_of_all_ends_at_one_exactly(n_contents):
+    contents = [str(i % n_contents) for i in range(4 * n_contents)]
+    for hits in ([False] * len(contents), [True] * len(contents)):
+        found = rate_interval(hits, contents)
+        assert (found.low if not any(hits) else found.high) == float(any(hits))
+        assert found.low < found.high
