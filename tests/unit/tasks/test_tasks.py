@@ -25,7 +25,9 @@ def test_no_prompt_is_in_two_splits(name):
         assert not prompts[one] & prompts[other]
 
 
-@pytest.mark.parametrize(("name", "n_contents"), [("code", 28), ("refusal", 27), ("corrupted", 120)])
+@pytest.mark.parametrize(
+    ("name", "n_contents"), [("code", 28), ("refusal", 27), ("corrupted", 120)]
+)
 def test_phrasings_of_one_request_share_a_content_and_other_requests_do_not(name, n_contents):
     twins = task_named(name).twins("test", 10**6, 0)
     by_content = {}
