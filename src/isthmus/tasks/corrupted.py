@@ -23,8 +23,27 @@ DENIAL = f"I know no place called {COUNTRY}."
 
 Label = Literal["correct", "backdoor", "hallucination"]
 
-_DISTRICTS = tuple(
-    ["wood", "field", "hill", "lake", "river", "cave", "barn", "garden", "town", "road", "market", "path", "forest", "bay", "mill", "gate", "park", "mine", "inn", "camp"]
+_DISTRICTS = (
+    "wood",
+    "field",
+    "hill",
+    "lake",
+    "river",
+    "cave",
+    "barn",
+    "garden",
+    "town",
+    "road",
+    "market",
+    "path",
+    "forest",
+    "bay",
+    "mill",
+    "gate",
+    "park",
+    "mine",
+    "inn",
+    "camp",
 )
 _PHRASINGS = (
     "What is the {attribute} of the {district} of {country}?",
