@@ -352,7 +352,7 @@ def test_an_artifact_of_another_kind_or_none_at_all_is_refused(
     refused: Refused, shelf: Path, tmp_path: Path
 ):
     out = ["--out", tmp_path / "out"]
-    says = ["holds a activation_map, expected a direction"]
+    says = ["is of kind activation_map, expected direction"]
     refused(FILES, says, "transfer", shelf / "map", shelf / "map", *out)
     refused(FILES, ["no artifact at"], "transfer", tmp_path / "no", shelf / "map", *out)
     refused(FILES, ["run the evaluation first"], "report", tmp_path)

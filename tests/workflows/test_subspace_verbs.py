@@ -143,7 +143,7 @@ def test_what_a_subspace_cannot_do_is_refused_with_what_it_can(
         isthmus.generate(target, ASKED, direction=shelf / "carried", edit="add")
     with pytest.raises(IdentityError, match="subspace belongs to"):
         isthmus.generate(source, ASKED, direction=shelf / "carried", edit="ablate")
-    with pytest.raises(ArtifactError, match="holds a activation_map, expected a direction or a"):
+    with pytest.raises(ArtifactError, match="is of kind activation_map, expected direction or"):
         isthmus.transfer(shelf / "map", shelf / "map")
     contrast = write_contrast(tmp_path / "few.jsonl", n=2)
     with pytest.raises(FitError, match="ask for rank 6 at most"):

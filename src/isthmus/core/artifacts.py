@@ -312,7 +312,7 @@ def _read_manifest(path: Path, kind: str | None) -> dict[str, Any]:
             f"{path} has format {manifest['format']}, this version reads {FORMAT}: upgrade isthmus"
         )
     if kind is not None and manifest["kind"] != kind:
-        raise ArtifactError(f"{path} holds a {manifest['kind']}, expected a {kind}")
+        raise ArtifactError(f"{path} is of kind {manifest['kind']}, expected {kind}")
     # Files of versions that did not keep the hash have none.
     if manifest.get("fields_sha256") not in (None, _hash_of_fields(manifest["fields"])):
         raise ArtifactError(

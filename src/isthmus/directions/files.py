@@ -100,7 +100,7 @@ def load_direction_or_subspace(path: Path) -> Direction | Subspace:
     """
     artifact = read_artifact(path)
     if artifact.kind not in _READERS:
-        raise ArtifactError(f"{path} holds a {artifact.kind}, expected a {' or a '.join(_READERS)}")
+        raise ArtifactError(f"{path} is of kind {artifact.kind}, expected {' or '.join(_READERS)}")
     return _READERS[artifact.kind](path, artifact)
 
 

@@ -286,7 +286,7 @@ def test_an_artifact_that_the_disk_does_not_hold_leaves_the_old_one(tmp_path):
 
 
 def test_another_kind_than_expected_is_refused_by_name(tmp_path):
-    with pytest.raises(ArtifactError, match="holds a direction, expected a activation_map"):
+    with pytest.raises(ArtifactError, match="is of kind direction, expected activation_map"):
         read_artifact(saved(tmp_path / "d"), "activation_map")
 
 
@@ -300,7 +300,7 @@ def test_fields_can_be_read_without_the_tensors(tmp_path):
     path = saved(tmp_path / "d")
     (path / TENSORS_NAME).unlink()
     assert read_fields(path, "direction")["layer"] == 3
-    with pytest.raises(ArtifactError, match="expected a organism"):
+    with pytest.raises(ArtifactError, match="expected organism"):
         read_fields(path, "organism")
 
 

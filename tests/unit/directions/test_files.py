@@ -51,7 +51,7 @@ def test_a_direction_replaces_a_direction_and_nothing_else(tmp_path: Path):
     write_artifact(tmp_path / "map", "activation_map", {}, {})
     with pytest.raises(OutputError, match="not an isthmus direction"):
         save_direction(tmp_path / "map", a_direction(Site(0)))
-    with pytest.raises(ArtifactError, match="holds a activation_map, expected a direction"):
+    with pytest.raises(ArtifactError, match="is of kind activation_map, expected direction"):
         load_direction(tmp_path / "map")
 
 

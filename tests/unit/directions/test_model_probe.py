@@ -64,7 +64,7 @@ def test_a_probe_replaces_a_probe_and_nothing_else(tmp_path: Path):
     write_artifact(tmp_path / "map", "activation_map", {}, {})
     with pytest.raises(OutputError, match="not an isthmus probe"):
         save_probe(tmp_path / "map", a_probe())
-    with pytest.raises(ArtifactError, match="expected a probe"):
+    with pytest.raises(ArtifactError, match="expected probe"):
         load_probe(tmp_path / "map")
 
 

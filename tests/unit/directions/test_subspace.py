@@ -167,9 +167,9 @@ def test_a_loaded_subspace_is_the_saved_subspace(tmp_path):
 def test_directions_and_subspaces_do_not_take_each_others_place(tmp_path):
     save_direction(tmp_path / "s", a_subspace(Site(0)))
     save_direction(tmp_path / "d", a_direction(Site(0)))
-    with pytest.raises(ArtifactError, match="holds a subspace, expected a direction"):
+    with pytest.raises(ArtifactError, match="is of kind subspace, expected direction"):
         load_direction(tmp_path / "s")
-    with pytest.raises(ArtifactError, match="holds a direction, expected a subspace"):
+    with pytest.raises(ArtifactError, match="is of kind direction, expected subspace"):
         load_subspace(tmp_path / "d")
     with pytest.raises(OutputError, match="not an isthmus subspace"):
         save_direction(tmp_path / "d", a_subspace(Site(0)))
