@@ -220,7 +220,7 @@ def test_the_register_keeps_what_is_said():
 def test_every_fact_is_in_every_split_in_other_words():
     values = {split: {fact.value for fact in facts(split)} for split in SPLITS}
     assert values["train"] == values["test"] == values["validation"]
-    assert len(facts("test")) == 240
+    assert len(facts("test")) == 360
 
 
 @pytest.mark.parametrize(
