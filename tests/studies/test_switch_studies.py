@@ -161,6 +161,11 @@ def test_the_chosen_switch_has_controls_that_take_as_many_numbers(pair: Pair, ma
     assert chosen in found.notes[0]
 
 
+def test_without_a_place_nothing_is_trained_and_nothing_chosen(pair: Pair, maker: SwitchMaker):
+    found = trained_arms(maker, (), bench_of(pair, "validation"))
+    assert (found.arms, found.measured, found.notes) == ([], [], [])
+
+
 def test_only_the_wanted_kinds_of_exchanged_weights_are_made(pair: Pair):
     labels = [arm.label for arm in weight_arms(pair[1], pair[0], ("direct_patch", "lora_rank_4"))]
     assert labels == ["direct_patch_after_block_0", "direct_patch_after_block_1", "lora_rank_4"]

@@ -159,8 +159,10 @@ def trained_arms(
         validation: Chooses.
 
     Returns:
-        The arms, the chosen one with its controls among them.
+        The arms, the chosen one with its controls among them; none where no place is given.
     """
+    if not places:
+        return TrainedArms([], [], [])
     switches = {
         method_label(f"trained_{where}", rank): maker.train(where, rank) for where, rank in places
     }

@@ -37,7 +37,7 @@ class SwitchStudySizes:
             among switches in closed form.
         n_test: Questions that measure.
         ranks: Ranks of closed-form switches; none are fitted when there is no rank.
-        trained: Places and ranks of switches that are trained, too; rank 0 is a vector.
+        trained: Places and ranks of switches that are trained, too, or none; rank 0 is a vector.
         n_steps: Steps of training.
         max_new_tokens: Length of an answer.
         alternatives: Kinds of exchanged weights that are measured, too.
