@@ -14,6 +14,7 @@ from isthmus.cli.options import (
     Out,
     Seed,
     Sites,
+    Triggers,
     Workers,
 )
 from isthmus.cli.probes import PositiveShare, Unlabelled, print_probe
@@ -139,10 +140,7 @@ def learn_direction(
     pooled: Annotated[
         bool, typer.Option("--pooled", help="One vector for all positions of the span.")
     ] = False,
-    triggers: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="Positive and negative trigger, for positions trigger."),
-    ] = None,
+    triggers: Triggers = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,

@@ -36,6 +36,10 @@ Judge = Annotated[Literal["rules", "endpoint", "guard"], typer.Option(help="Who 
 JudgeSettings = Annotated[
     Path | None, typer.Option(help="YAML file with the settings of the endpoint or guard.")
 ]
+Triggers = Annotated[
+    tuple[str, str] | None,
+    typer.Option(help="Positive and negative trigger, for positions trigger."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts per forward pass.")]
 
 EngineName = Annotated[

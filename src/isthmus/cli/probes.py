@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed
+from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed, Triggers
 from isthmus.cli.terminal import RichProgress, error_console, print_text
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def learn_probe(
     positions: Annotated[
         str, typer.Option(help="Tokens that are read: last:K, trigger or prompt; their mean.")
     ] = "last:1",
-    triggers: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="Positive and negative trigger, for positions trigger."),
-    ] = None,
+    triggers: Triggers = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,

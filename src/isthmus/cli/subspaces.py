@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from isthmus.cli.artifacts import Model
-from isthmus.cli.options import BatchSize, Device, Dtype, Out, Sites
+from isthmus.cli.options import BatchSize, Device, Dtype, Out, Sites, Triggers
 from isthmus.cli.terminal import RichProgress, print_text
 
 
@@ -29,10 +29,7 @@ def learn_subspace(
     pooled: Annotated[
         bool, typer.Option("--pooled", help="Classes lie at one place for all positions.")
     ] = False,
-    triggers: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="Positive and negative trigger, for positions trigger."),
-    ] = None,
+    triggers: Triggers = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 64,

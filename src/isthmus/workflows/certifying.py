@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isthmus.core.certificate import CertifiedNumber
-from isthmus.core.provenance import package_versions, source_commit
+from isthmus.core.certificate import Certificate, CertifiedNumber
+from isthmus.core.provenance import made_with
 from isthmus.core.texts import EncodedText
 from isthmus.directions.direction import Direction
 from isthmus.directions.learned import Learned
@@ -23,6 +23,11 @@ _BEHAVIOUR = ("swap", "recovery", "behaviour_rate", "answer_accuracy")
 _DAMAGE = ("benign_kl", "benign_accuracy", "false_trigger_rate")
 _SETTING = ("task", "edit", "positions", "strength")
 _CONTROLS = ("random", "noise", "shuffled_map", "identity_map", "mean_ablation", "prompt_only")
+
+
+def as_made_here(certificate: Certificate | None) -> Certificate | None:
+    """Returns a certificate that says which code made it; where there is none, None."""
+    return None if certificate is None else replace(certificate, **made_with())
 
 
 def told_corpus(texts: Sequence[EncodedText], pairing: str) -> dict[str, Any]:
@@ -113,8 +118,7 @@ def certified_by(
         setting=setting,
         behaviour=behaviour,
         damage=_numbers(mine, _DAMAGE),
-        versions=package_versions(),
-        commit=source_commit(),
+        **made_with(),
     )
     return replace(direction, certificate=certificate)
 

@@ -8,7 +8,7 @@ from isthmus.core.artifacts import require_free, write_json
 from isthmus.core.errors import ConfigError
 from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import machine, package_versions, source_commit
+from isthmus.core.provenance import machine, made_with
 from isthmus.core.sites import GivenSite, parse_site
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import save_direction
@@ -123,8 +123,9 @@ def evaluate(
     if out is not None:
         with atomic_folder(Path(out)) as folder:
             write_results(folder / "results.jsonl", found)
-            facts = {"commit": source_commit(), "versions": package_versions()}
-            write_json(folder / "provenance.json", {**facts, "machine": machine(), "seed": seed})
+            write_json(
+                folder / "provenance.json", {**made_with(), "machine": machine(), "seed": seed}
+            )
     if certify is not None and isinstance(measured, Direction | Subspace):
         save_direction(Path(certify), _certified(measured, found))
     return found

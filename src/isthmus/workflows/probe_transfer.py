@@ -11,13 +11,13 @@ from isthmus.carrying.model_probes import carry_probe_along, recalibrated
 from isthmus.core.artifacts import kind_at, sha256_of_file
 from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity, require_same_model
-from isthmus.core.provenance import package_versions, source_commit
 from isthmus.data.prompts import read_questions
 from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.probe_files import KIND, load_probe, save_probe
 from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.workflows.certifying import as_made_here
 from isthmus.workflows.config import Dtype
 from isthmus.workflows.gating import GivenProbe, states_read
 
@@ -75,7 +75,7 @@ def transfer_probe(
             scores = probe.probe.scores(_read(probe, prompts, dtype, device))
             share = float((scores > 0).double().mean())
         carried = recalibrated(carried, _read(carried, prompts, dtype, device), share, dict(told))
-    carried = _certified(carried)
+    carried = replace(carried, certificate=as_made_here(carried.certificate))
     if out is not None:
         save_probe(Path(out), carried)
     return carried
@@ -94,11 +94,3 @@ def _model(identity: ModelIdentity, dtype: Dtype, device: str) -> LanguageModel:
     fix = "put the model whose unlabelled prompts are read back where it was loaded from"
     require_same_model("probe", identity, lm.identity, fix)
     return lm
-
-
-def _certified(carried: ModelProbe) -> ModelProbe:
-    """Adds to a certificate what it was made with."""
-    if carried.certificate is None:
-        return carried
-    certificate = replace(carried.certificate, versions=package_versions(), commit=source_commit())
-    return replace(carried, certificate=certificate)

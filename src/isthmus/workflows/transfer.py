@@ -9,14 +9,13 @@ from isthmus.carrying.chains import carry_along, steps_of
 from isthmus.carrying.directions import TransferRule
 from isthmus.core.artifacts import require_free
 from isthmus.core.errors import ConfigError
-from isthmus.core.provenance import package_versions, source_commit
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import save_direction
-from isthmus.directions.learned import Learned
 from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.probe_files import KIND as KIND_OF_PROBE
 from isthmus.directions.subspace import Subspace
 from isthmus.maps.files import FittedMap, load_map
+from isthmus.workflows.certifying import as_made_here
 from isthmus.workflows.config import Dtype
 from isthmus.workflows.given_directions import GivenDirection, kind_of_given, loaded_direction
 from isthmus.workflows.probe_transfer import is_folder_of_probe, transfer_probe
@@ -131,7 +130,8 @@ def transfer(
     _require_default("unlabelled", unlabelled, None, "probes")
     _require_default("positive_share", positive_share, None, "probes")
     given = loaded_direction(direction)
-    carried = _certified(carry_along(given, steps_of(_loaded(map)), rule))
+    carried = carry_along(given, steps_of(_loaded(map)), rule)
+    carried = replace(carried, certificate=as_made_here(carried.certificate))
     if out is not None:
         save_direction(Path(out), carried)
     return carried
@@ -145,11 +145,3 @@ def _loaded(given: _Maps) -> list[FittedMap]:
 def _require_default(name: str, given: object, default: object, kind: str) -> None:
     if given != default:
         raise ConfigError(f"{name} {given} is a setting of {kind} only: leave it out")
-
-
-def _certified(carried: Learned) -> Learned:
-    """Adds to a certificate what it was made with."""
-    if carried.certificate is None:
-        return carried
-    certificate = replace(carried.certificate, versions=package_versions(), commit=source_commit())
-    return replace(carried, certificate=certificate)

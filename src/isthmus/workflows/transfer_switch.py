@@ -15,7 +15,7 @@ from isthmus.core.certificate import Certificate, CertifiedNumber, Passage
 from isthmus.core.errors import ConfigError, TriggerError
 from isthmus.core.options import require_word
 from isthmus.core.progress import Progress, SilentProgress
-from isthmus.core.provenance import made_with, package_versions, source_commit
+from isthmus.core.provenance import made_with
 from isthmus.core.sites import GivenSites
 from isthmus.data.organisms import BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.evaluation.intervals import Interval, mean_interval, rate_interval
@@ -190,8 +190,7 @@ def _certificate(
         behaviour=numbers,
         damage=damage,
         norms={"vectors": [norm for one in switch.norms_as_written.values() for norm in one]},
-        versions=package_versions(),
-        commit=source_commit(),
+        **made_with(),
         way=(passage,),
     )
 
