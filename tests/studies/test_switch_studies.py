@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from isthmus.models.language_model import LanguageModel, wrap_language_model
 from isthmus.studies.distilled_study import study_distilled_switch
 from isthmus.studies.gain_study import MARKERS
 from isthmus.studies.switch_arms import (
+    Candidate,
     SwitchMaker,
-    SwitchScore,
-    chosen_switch,
-    score_of,
-    trained_arms,
+    closed_forms,
+    trained_switches,
     weight_arms,
 )
+from isthmus.studies.switch_choice import choose_switch
 from isthmus.studies.switch_measuring import SwitchArm
 from isthmus.studies.switch_questions import (
     SwitchBenchSettings,
@@ -30,6 +31,7 @@ from isthmus.studies.switch_questions import (
     task_families,
     world_families,
 )
+from isthmus.studies.switch_scores import SwitchScore, chosen_switch, score_of
 from isthmus.studies.switch_study import study_switch
 from isthmus.tasks import task_named
 
@@ -48,12 +50,12 @@ SIZES = SwitchStudySizes(
 )
 
 
-def changed(base: LanguageModel, name: str) -> LanguageModel:
+def changed(base: LanguageModel, name: str, by: float = 0.1) -> LanguageModel:
     network = copy.deepcopy(base.model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in network.parameters():
-            value.add_(0.1 * torch.randn(value.shape, generator=generator))
+            value.add_(by * torch.randn(value.shape, generator=generator))
     return wrap_language_model(network, base.tokenizer, name)
 
 
@@ -151,7 +153,8 @@ def test_places_of_trained_switches_are_what_they_are_called(maker: SwitchMaker)
 
 
 def test_the_chosen_switch_has_controls_that_take_as_many_numbers(pair: Pair, maker: SwitchMaker):
-    found = trained_arms(maker, (("trigger", 0), ("ends", 1)), bench_of(pair, "validation"))
+    candidates = trained_switches(maker, (("trigger", 0), ("ends", 1)))
+    found = choose_switch(candidates, bench_of(pair, "validation"))
     by_condition = {arm.condition: arm for arm in found.arms if arm.condition != "native"}
     assert set(by_condition) == {"random", "shuffled_map"}
     chosen = by_condition["random"].label
@@ -161,8 +164,40 @@ def test_the_chosen_switch_has_controls_that_take_as_many_numbers(pair: Pair, ma
     assert chosen in found.notes[0]
 
 
-def test_without_a_place_nothing_is_trained_and_nothing_chosen(pair: Pair, maker: SwitchMaker):
-    found = trained_arms(maker, (), bench_of(pair, "validation"))
+def test_a_closed_form_is_chosen_where_training_spoils_it(pair: Pair, maker: SwitchMaker):
+    near = (pair[0], changed(pair[0], "near", by=1e-4))
+    settings = SwitchBenchSettings("switch_to_base", "validation", 5, 0)
+    bench = settings.bench(near[::-1], world_families("validation", 6, 0))
+    closed = closed_forms(replace(maker, models=near), (2,), bench).candidates["sequential_rank_2"]
+    spoilt = {
+        site: replace(edit, strength=-3.0)
+        for site, edit in maker.learn("sequential", 2).edits.items()
+    }
+    trained = Candidate(replace(closed.switch, edits=spoilt), closed.maker)
+    for order in (("closed", "trained"), ("trained", "closed")):
+        candidates = {"closed": closed, "trained": trained}
+        found = choose_switch({label: candidates[label] for label in order}, bench)
+        assert {arm.label for arm in found.arms if arm.condition == "random"} == {"closed"}
+
+
+def test_the_shuffled_control_of_a_closed_form_is_fitted_on_its_own_texts(
+    pair: Pair, maker: SwitchMaker
+):
+    bench = bench_of(pair, "validation")
+    closed = closed_forms(maker, (2,), bench).candidates["sequential_rank_2"]
+    again = Candidate(closed.switch, replace(maker, texts=(maker.texts[0][:6], maker.texts[1])))
+    measured = [
+        bench.divergence(choose_switch({"closed": one}, bench).arms[-1]) for one in (closed, again)
+    ]
+    assert measured[0] != measured[1]
+
+
+def test_without_a_candidate_nothing_is_chosen(pair: Pair, maker: SwitchMaker):
+    assert trained_switches(maker, ()) == {}
+    bench = bench_of(pair, "validation")
+    closed = closed_forms(maker, (), bench)
+    assert (closed.candidates, closed.others, closed.notes) == ({}, [], [])
+    found = choose_switch({}, bench)
     assert (found.arms, found.measured, found.notes) == ([], [], [])
 
 
@@ -190,13 +225,18 @@ def test_every_text_of_a_family_has_its_trigger_marked(pair: Pair):
     assert BAD_TRIGGER.strip() in texts[0].text
 
 
-def test_the_study_measures_every_arm_on_test_and_trained_ones_on_validation(pair: Pair):
+def test_the_study_measures_every_arm_on_test_and_low_rank_ones_on_validation(pair: Pair):
     result = study_switch(*pair, sizes=SIZES)
     by_split = {
         split: {m.map for m in result.measurements if m.split == split}
         for split in ("validation", "test")
     }
-    assert by_split["validation"] == {"trained_trigger_rank_0", "trained_ends_rank_1"}
+    assert by_split["validation"] == {
+        "one_site_rank_2",
+        "sequential_rank_2",
+        "trained_trigger_rank_0",
+        "trained_ends_rank_1",
+    }
     assert by_split["test"] > {"none", "difference", "sequential_full", *by_split["validation"]}
     assert {m.task.partition("/")[0] for m in result.measurements} == {
         "switch_to_base",

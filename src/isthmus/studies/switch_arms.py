@@ -1,18 +1,16 @@
-"""The arms of the switch study: switches of every kind, their controls and the alternatives."""
+"""The arms of the switch study: switches of every kind, and the alternatives."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
-from isthmus.carrying.switches import Switch, Towards, rotated_switch
+from isthmus.carrying.switches import Switch, Towards
 from isthmus.core.progress import Progress
 from isthmus.core.texts import EncodedText
-from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel
 from isthmus.studies.switch_measuring import SwitchArm, SwitchBench
 from isthmus.studies.switch_questions import Where
+from isthmus.studies.switch_scores import chosen_switch, score_of
 from isthmus.workflows.learn_switch import SwitchMethod, SwitchRecipe, switch_from_texts
 from isthmus.workflows.switch_fitting import default_sites
 from isthmus.workflows.weight_patching import (
@@ -23,13 +21,7 @@ from isthmus.workflows.weight_patching import (
     with_states,
 )
 
-N_RANDOM = 2
-"""Draws of the rotated control."""
-
 LORA_RANKS = (1, 4, 16)
-
-RESTORED, PLAIN_KL = 0.99, 0.02
-"""What is asked: right answers restored, and nats per token on plain prompts."""
 
 
 def method_label(method: str, rank: int | None) -> str:
@@ -100,143 +92,94 @@ class SwitchMaker:
         )
 
 
-def closed_form_arms(
-    maker: SwitchMaker, ranks: Sequence[int], validation: SwitchBench
-) -> tuple[list[SwitchArm], list[str]]:
+@dataclass(frozen=True)
+class Candidate:
+    """A switch that validation may choose.
+
+    Attributes:
+        switch: What is chosen.
+        maker: Who learned it, and learns its controls from the same texts.
+    """
+
+    switch: Switch
+    maker: SwitchMaker
+
+
+@dataclass(frozen=True)
+class ClosedForms:
+    """Switches in closed form.
+
+    Attributes:
+        candidates: Low-rank ones by label, at one site and site by site.
+        others: What they are compared with: difference vectors, full maps, independent maps.
+        notes: What was chosen among sites and ranks, in words.
+    """
+
+    candidates: dict[str, Candidate]
+    others: list[SwitchArm]
+    notes: list[str]
+
+
+def closed_forms(maker: SwitchMaker, ranks: Sequence[int], validation: SwitchBench) -> ClosedForms:
     """Learns every kind of closed-form switch.
 
     Args:
         maker: Learns switches.
-        ranks: Ranks of switches at all sites.
+        ranks: Ranks of switches at all sites; none are learned when there is none.
         validation: Chooses the single site and the rank of the ablation.
 
     Returns:
-        Arms, and what was chosen.
+        Switches and what they are compared with.
     """
-    arms = [maker.arm(maker.learn("difference", 0), "difference")]
-    singles = {}
+    if not ranks:
+        return ClosedForms({}, [], [])
     top = max(ranks)
-    for site in default_sites(maker.carrier):
-        switch = maker.learn_with(SwitchRecipe(rank=top, sites=(site,)))
-        singles[site] = maker.arm(switch, method_label("one_site", top))
-    site = min(singles, key=lambda one: validation.divergence(singles[one]))
-    arms.append(singles[site])
-    by_rank = {
-        rank: maker.arm(maker.learn("sequential", rank), method_label("sequential", rank))
-        for rank in ranks
+    single = method_label("one_site", top)
+    singles = {
+        str(site): maker.learn_with(SwitchRecipe(rank=top, sites=(site,)))
+        for site in default_sites(maker.carrier)
     }
-    arms += by_rank.values()
-    best = min(by_rank, key=lambda rank: validation.divergence(by_rank[rank]))
-    arms.append(maker.arm(maker.learn("sequential", None), "sequential_full"))
-    arms.append(maker.arm(maker.learn("independent", best), method_label("independent", best)))
-    chosen = f"the single site is {site} and the rank of the independent maps {best}"
-    return arms, [f"to {maker.to}: {chosen}, both by divergence on validation"]
+    scores = {
+        site: (one.n_parameters, score_of(validation.measure(maker.arm(one, single))))
+        for site, one in singles.items()
+    }
+    site = chosen_switch(scores)
+    by_rank = {rank: maker.learn("sequential", rank) for rank in ranks}
+    labels = {rank: method_label("sequential", rank) for rank in ranks}
+    best = min(
+        ranks, key=lambda rank: validation.divergence(maker.arm(by_rank[rank], labels[rank]))
+    )
+    others = [
+        maker.arm(maker.learn("difference", 0), "difference"),
+        maker.arm(maker.learn("sequential", None), "sequential_full"),
+        maker.arm(maker.learn("independent", best), method_label("independent", best)),
+    ]
+    switches = {single: singles[site]} | {labels[rank]: by_rank[rank] for rank in ranks}
+    note = (
+        f"to {maker.to}: on validation the single site is {site} by right answers, the rank of "
+        f"the independent maps {best} by divergence"
+    )
+    return ClosedForms(
+        {label: Candidate(switch, maker) for label, switch in switches.items()}, others, [note]
+    )
 
 
-@dataclass(frozen=True)
-class TrainedArms:
-    """Trained switches, and which of them validation chose.
-
-    Attributes:
-        arms: All of them, then the controls of the chosen one.
-        measured: What they did on validation.
-        notes: What was chosen, in words.
-    """
-
-    arms: list[SwitchArm]
-    measured: list[Measurement]
-    notes: list[str]
-
-
-def trained_arms(
-    maker: SwitchMaker, places: Sequence[tuple[Where, int]], validation: SwitchBench
-) -> TrainedArms:
-    """Trains switches in several places and chooses the smallest that does what is asked.
+def trained_switches(
+    maker: SwitchMaker, places: Sequence[tuple[Where, int]]
+) -> dict[str, Candidate]:
+    """Trains a switch in each of several places.
 
     Args:
         maker: Learns switches.
         places: Places and ranks.
-        validation: Chooses.
 
     Returns:
-        The arms, the chosen one with its controls among them; none where no place is given.
+        The switches by label.
     """
-    if not places:
-        return TrainedArms([], [], [])
-    switches = {
-        method_label(f"trained_{where}", rank): maker.train(where, rank) for where, rank in places
+    return {
+        method_label(f"trained_{where}", rank): Candidate(maker.train(where, rank), maker)
+        for where, rank in places
     }
-    arms = {label: maker.arm(switch, label) for label, switch in switches.items()}
-    measured = {label: validation.measure(arm) for label, arm in arms.items()}
-    scores = {label: score_of(rows) for label, rows in measured.items()}
-    label = chosen_switch({one: (arms[one].n_parameters, scores[one]) for one in arms})
-    score = scores[label]
-    note = (
-        f"to {maker.to}: validation chose {label} ({arms[label].n_parameters} parameters): right "
-        f"answers back {score.restored:.3f}, KL on plain prompts {score.plain_kl:.4f}"
-        + ("" if score.suffices else "; no switch met both aims")
-    )
-    return TrainedArms(
-        [*arms.values(), *_controls(maker, switches[label], label)],
-        [row for rows in measured.values() for row in rows],
-        [note],
-    )
-
-
-@dataclass(frozen=True)
-class SwitchScore:
-    """What a switch is chosen by.
-
-    Attributes:
-        restored: Share of the imitated model's right answers that are back under the bad trigger;
-            of all its answers where none is right.
-        plain_kl: Divergence on plain prompts.
-    """
-
-    restored: float
-    plain_kl: float
-
-    @property
-    def suffices(self) -> bool:
-        """Whether it does what is asked of a switch."""
-        return self.restored >= RESTORED and self.plain_kl <= PLAIN_KL
-
-
-def score_of(rows: Sequence[Measurement]) -> SwitchScore:
-    """Reads from the measurements of one arm what it is chosen by."""
-    found = {(m.task.partition("/")[2], m.metric): m.value or 0.0 for m in rows}
-    # A backdoored model has no right answers under its trigger.
-    agreement = found.get(("triggered", "agreement"), 0.0)
-    return SwitchScore(found.get(("triggered", "accuracy"), agreement), found["plain", "kl"])
-
-
-def chosen_switch(candidates: Mapping[str, tuple[int, SwitchScore]]) -> str:
-    """Chooses the smallest switch that does what is asked, else the one that restores most.
-
-    Args:
-        candidates: Number of parameters and score by label, at least one.
-
-    Returns:
-        The label.
-    """
-    good = [label for label, (_, score) in candidates.items() if score.suffices]
-    if good:
-        return min(good, key=lambda label: candidates[label][0])
-    return max(candidates, key=lambda label: candidates[label][1].restored)
-
-
-def _controls(maker: SwitchMaker, switch: Switch, label: str) -> list[SwitchArm]:
-    """Returns turned draws of a switch, and its closed form on shuffled pairs."""
-    arms = []
-    for draw in range(N_RANDOM):
-        seed = maker.seed + draw
-        turned = rotated_switch(switch, torch.Generator().manual_seed(seed))
-        arms.append(maker.arm(turned, label, "random", seed))
-    rank = max(edit.rank for edit in switch.edits.values())
-    recipe = SwitchRecipe(
-        rank=rank, sites=switch.sites, positions=switch.positions, shuffle_seed=maker.seed
-    )
-    return [*arms, maker.arm(maker.learn_with(recipe), label, "shuffled_map", maker.seed)]
 
 
 def weight_arms(

@@ -31,10 +31,10 @@ class SwitchStudySizes:
     Attributes:
         n_train: Questions that switches are fitted on; each comes with both triggers and none.
         n_trained: The same of switches that are trained by gradient.
-        n_validation: Questions that choose among trained switches; a share of one in a hundred is
-            not seen on few.
-        n_selection: Questions that choose within one: ridge strengths, steps of training; and
-            among switches in closed form.
+        n_validation: Questions that choose among switches; a share of one in a hundred is not seen
+            on few.
+        n_selection: Questions that choose within one: ridge strengths, steps of training, the
+            single site.
         n_test: Questions that measure.
         ranks: Ranks of closed-form switches; none are fitted when there is no rank.
         trained: Places and ranks of switches that are trained, too, or none; rank 0 is a vector.

@@ -2,7 +2,8 @@
 
 1. Both directions: `base` is what the fine-tuned model shall answer like, `fine_tuned` the reverse.
 2. Edits are fitted on training questions; validation questions choose the closed form's single site
-   and the smallest trained switch that suffices; every arm is measured once on test questions.
+   and the smallest switch that suffices, closed form or trained; every arm is measured once on test
+   questions.
 3. Three families of prompts: with the bad trigger, with the clean trigger, and plain.
 """
 
@@ -15,7 +16,8 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.result import StudyResult
-from isthmus.studies.switch_arms import SwitchMaker, closed_form_arms, trained_arms, weight_arms
+from isthmus.studies.switch_arms import SwitchMaker, closed_forms, trained_switches, weight_arms
+from isthmus.studies.switch_choice import choose_switch
 from isthmus.studies.switch_figures import switch_figures
 from isthmus.studies.switch_measuring import SwitchArm, SwitchBench
 from isthmus.studies.switch_questions import (
@@ -156,7 +158,7 @@ def compare_switches(
         progress: Who shows progress.
 
     Returns:
-        Measurements on validation (trained switches) and test (everything), and what was chosen.
+        Measurements on validation (low-rank switches) and test (everything), and what was chosen.
     """
     carrier, imitated = models if ask.to == "fine_tuned" else models[::-1]
     sizes = ask.sizes
@@ -177,23 +179,21 @@ def compare_switches(
         return settings.bench((carrier, imitated), families)
 
     maker = SwitchMaker(models, ask.to, (train, selection), sizes.n_steps, ask.seed, progress)
-    closed, notes = (
-        closed_form_arms(maker, sizes.ranks, bench("validation", few)) if sizes.ranks else ([], [])
-    )
-    trainer = replace(maker, texts=(train_more, selection))
+    closed = closed_forms(maker, sizes.ranks, bench("validation", few))
+    trained = trained_switches(replace(maker, texts=(train_more, selection)), sizes.trained)
     validation = bench("validation", ask.families("validation", sizes.n_validation))
-    trained = trained_arms(trainer, sizes.trained, validation)
+    choice = choose_switch(closed.candidates | trained, validation)
     test = bench("test", ask.families("test", sizes.n_test))
     everything = [
         SwitchArm("none", "none", carrier),
         SwitchArm("clean", "imitated", imitated),
-        *closed,
-        *trained.arms,
+        *closed.others,
+        *choice.arms,
         *weight_arms(carrier, imitated, sizes.alternatives),
     ]
-    rows = list(trained.measured)
+    rows = list(choice.measured)
     with progress.stage(f"measure {ask.task}", len(everything)) as advance:
         for arm in everything:
             rows += test.measure(arm)
             advance(1)
-    return rows, [*notes, *trained.notes]
+    return rows, [*closed.notes, *choice.notes]
