@@ -9,11 +9,12 @@ from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.probe import Probe
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.studies.gate_measuring import KINDS, READS, Gate, GatedPrompts
+from isthmus.studies.gate_measuring import READS, Gate, GatedPrompts
 from isthmus.studies.gate_study import study_gate
 from isthmus.studies.result import StudyResult
 from isthmus.workflows.arms import intervention_for
 from isthmus.workflows.config import make_config
+from isthmus.workflows.gating import KINDS
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import read_splits
 

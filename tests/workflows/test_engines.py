@@ -35,6 +35,7 @@ from isthmus.workflows.engines.ray_engine import RayEngine
 from isthmus.workflows.evaluate import evaluate
 from isthmus.workflows.evaluation_shards import Evaluation
 from isthmus.workflows.learn_direction import learn_direction
+from isthmus.workflows.learn_probe import learn_probe
 from isthmus.workflows.run import run
 
 
@@ -213,12 +214,16 @@ def test_a_store_has_the_same_bytes_whoever_captures_its_shards(tmp_path):
 
 def test_conditions_measured_one_by_one_are_those_measured_together(tmp_path):
     model = save_tiny(tmp_path / "model")
-    direction = learn_direction(model, write_contrast(tmp_path / "contrast.jsonl"), sites="1")
-    found = [
-        evaluate(model, direction, engine=engine, n_test=4, n_random=2)
-        for engine in ("local", Elsewhere())
-    ]
-    assert found[0] == found[1]
+    contrast = write_contrast(tmp_path / "contrast.jsonl")
+    direction = learn_direction(model, contrast, sites="1")
+    gate = learn_probe(model, contrast, site="0")
+    for asked in ({}, {"gate": gate}):
+        found = [
+            evaluate(model, direction, engine=engine, n_test=4, n_random=2, **asked)
+            for engine in ("local", Elsewhere())
+        ]
+        assert found[0] == found[1]
+        assert ("gate_open_rate" in {m.metric for m in found[0]}) == bool(asked)
     assert {m.condition for m in found[0]} >= {"native", "random", "noise", "prompt_only"}
     for task in ("backdoor", "refusal"):
         evaluation = Evaluation.of(model, (1, "add", None, 1.0), {"task": task, "n_test": 4})

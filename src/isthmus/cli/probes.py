@@ -12,6 +12,7 @@ from isthmus.cli.terminal import RichProgress, error_console, print_text
 if TYPE_CHECKING:
     from isthmus.core.gates import GateReading
     from isthmus.directions.model_probe import ModelProbe
+    from isthmus.evaluation.measurements import Measurement
 
 _MOST_SHOWN = 12
 
@@ -54,7 +55,7 @@ def learn_probe(
     batch_size: BatchSize = 64,
     seed: Seed = 0,
 ) -> None:
-    """Learn a probe that tells positive from negative prompts; `generate --gate` uses it."""
+    """Learn a probe that tells positive from negative prompts: a --gate of generate, evaluate."""
     from isthmus.workflows.learn_probe import learn_probe as work
 
     with RichProgress() as progress:
@@ -95,6 +96,20 @@ def print_gate(gate: "GateReading") -> None:
     console.print(f"gate open for {gate.n_open} of {len(gate.scores)} prompts", markup=False)
     told = _scores_as_text(gate.scores)
     console.print(f"  above its threshold by {told}", markup=False, soft_wrap=True)
+
+
+def print_open_rates(measurements: "Sequence[Measurement]") -> None:
+    """Prints for how many test prompts of every kind a gate was open, and random ones beside it."""
+    rates = [m for m in measurements if m.metric == "gate_open_rate" and m.value is not None]
+    for name in dict.fromkeys(m.edit for m in rates):
+        print_text(f"open, {name}:")
+        here = [m for m in rates if m.edit == name]
+        for task in dict.fromkeys(m.task for m in here):
+            draws = [m for m in here if m.task == task]
+            told = ", ".join(
+                f"{m.value:.3f} [{m.ci_low or 0:.2f}, {m.ci_high or 0:.2f}]" for m in draws
+            )
+            print_text(f"  {task.rpartition('/')[2]} prompts {told} (n = {draws[0].n})")
 
 
 def _scores_as_text(scores: Sequence[float | None]) -> str:

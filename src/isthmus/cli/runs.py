@@ -22,6 +22,7 @@ from isthmus.cli.options import (
     Workers,
     as_site,
 )
+from isthmus.cli.probes import Gate, print_open_rates
 from isthmus.cli.terminal import RichProgress, print_results, print_text
 
 Cached = Annotated[
@@ -92,6 +93,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Direction to write, with what was measured in its certificate."),
     ] = None,
+    gate: Gate = None,
     site: Site = None,
     edit: Edit = "add",
     positions: Positions = None,
@@ -109,7 +111,11 @@ def evaluate(
     n_workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure one direction in one model, beside random directions, noise and the prompt alone."""
+    """Measure one direction in one model, beside random directions, noise and the prompt alone.
+
+    With --gate every edit is measured without the gate and behind it, and the direction behind
+    random gates.
+    """
     from isthmus.workflows.evaluate import evaluate as work
 
     with RichProgress() as progress:
@@ -118,6 +124,7 @@ def evaluate(
             direction,
             out=out,
             certify=certify,
+            gate=gate,
             site=as_site(site),
             edit=edit,
             positions=positions,
@@ -137,6 +144,7 @@ def evaluate(
             progress=progress,
         )
     print_results(found)
+    print_open_rates(found)
 
 
 def report(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from isthmus.core.gates import GATED, RANDOM_GATE, gate_before
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -115,22 +117,26 @@ def print_results(measurements: "Sequence[Measurement]") -> None:
         table.add_column("where")
         for heading in _SHOWN.values():
             table.add_column(heading, justify="right")
-        for (condition, method), rows in _grouped(here).items():
+        for (condition, method, gate), rows in _grouped(here).items():
             first = next((m for m in rows if m.target_site), rows[0])
             where = f"{first.target_site} {first.positions}" if first.target_site else ""
             if where and first.strength is not None:
                 where += f" ×{first.strength:g}"
             cells = [_cell([m for m in rows if m.metric == metric]) for metric in _SHOWN]
-            table.add_row(f"{condition} {method or ''}".strip(), where, *cells)
+            name = f"{condition} {method or ''}".strip()
+            # Random is the gate there, not the direction behind it.
+            named = {None: name, GATED: f"{name}, {GATED}", RANDOM_GATE: RANDOM_GATE}
+            table.add_row(named[gate], where, *cells)
         console.print(table)
 
 
 def _grouped(
     measurements: "Sequence[Measurement]",
-) -> "dict[tuple[str, str | None], list[Measurement]]":
-    grouped: dict[tuple[str, str | None], list[Measurement]] = {}
-    for measurement in measurements:
-        grouped.setdefault((measurement.condition, measurement.map), []).append(measurement)
+) -> "dict[tuple[str, str | None, str | None], list[Measurement]]":
+    grouped: dict[tuple[str, str | None, str | None], list[Measurement]] = {}
+    for one in measurements:
+        key = (one.condition, one.map, gate_before(one.edit))
+        grouped.setdefault(key, []).append(one)
     return grouped
 
 

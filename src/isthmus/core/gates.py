@@ -2,6 +2,38 @@
 
 from dataclasses import dataclass
 
+GATED = "gated"
+"""How results name the gate that was given."""
+
+RANDOM_GATE = "random gate"
+"""How results name a gate that knows nothing."""
+
+
+def behind(gate: str, edit: str | None = None) -> str:
+    """Returns the field `edit` of a number about a gate, or about an edit behind it.
+
+    Args:
+        gate: `GATED` or `RANDOM_GATE`.
+        edit: The edit; None for the gate alone.
+
+    Returns:
+        Such as `add, gated`.
+    """
+    return gate if edit is None else f"{edit}, {gate}"
+
+
+def gate_before(edit: str | None) -> str | None:
+    """Returns which gate a number's field `edit` names; None where there is none.
+
+    Args:
+        edit: As `behind` writes it, or an edit alone.
+
+    Returns:
+        What `behind` was told.
+    """
+    name = (edit or "").rpartition(", ")[2]
+    return name if name in {GATED, RANDOM_GATE} else None
+
 
 @dataclass(frozen=True)
 class GateReading:

@@ -26,16 +26,12 @@ from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import BenignChange, answer_nll, benign_change
 from isthmus.workflows.arms import Arm
-from isthmus.workflows.bench import Completions
-from isthmus.workflows.gating import states_read
+from isthmus.workflows.gating import KINDS, states_read
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.twins import encode_twins
 
 READS = "last:1"
 """Where gates read."""
-
-KINDS = ("triggered", "clean", "plain")
-"""Prompts that bring the behaviour about, their harmless twins, and those that have neither."""
 
 IsOpen = Mapping[str, Bool[np.ndarray, " prompt"]]
 
@@ -201,7 +197,7 @@ def _outcomes(
     still_right = np.concatenate(right).tolist()
     return [
         recorder.record(arm, "recovery", recovery_of(losses, seed=seed), len(triggered)),
-        *recorder.behaviour(arm, Completions(said, int(triggered.sum())), turns),
+        *recorder.answers(arm, said, turns),
         recorder.record(arm, "benign_kl", moved, len(spared)),
         recorder.rate(arm, "benign_accuracy", still_right, contents_of(spared)),
     ]

@@ -267,16 +267,29 @@ class Bench:
 
     def complete(self, arm: Arm) -> Completions:
         """Lets the target answer the triggered prompts (clean ones for `clean`) under an arm."""
+        if arm.condition == "none":
+            return self._untouched_completions
         texts = {"clean": self.encoded.clean, "prompt_only": self.encoded.overridden}.get(
             arm.condition, self.encoded.triggered
         )
         return self._generate(texts, arm)
+
+    @cached_property
+    def _untouched_completions(self) -> Completions:
+        return self._generate(self.encoded.triggered, Arm("none"))
 
     def complete_benign(self, arm: Arm) -> tuple[str, ...]:
         """Lets the target answer the benign prompts under an arm.
 
         What it answers exactly as expected is known from the likelihoods and not generated again.
         """
+        return self._untouched_benign if arm.condition == "none" else self._said_to_benign(arm)
+
+    @cached_property
+    def _untouched_benign(self) -> tuple[str, ...]:
+        return self._said_to_benign(Arm("none"))
+
+    def _said_to_benign(self, arm: Arm) -> tuple[str, ...]:
         texts = self.encoded.benign
         said = {
             i: completion_text(self.lm, text.token_ids[text.n_prompt :])

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.core.certificate import Certificate, CertifiedNumber
+from isthmus.core.gates import GATED, RANDOM_GATE, gate_before
 from isthmus.core.provenance import made_with
 from isthmus.core.texts import EncodedText
 from isthmus.directions.direction import Direction
 from isthmus.directions.learned import Learned
+from isthmus.directions.model_probe import ModelProbe
 from isthmus.evaluation.measurements import Measurement
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.config import RunConfig
@@ -86,7 +88,10 @@ class Certifier:
 
 
 def certified_by(
-    direction: Learned, tested: Sequence[Measurement], map_method: str | None
+    direction: Learned,
+    tested: Sequence[Measurement],
+    map_method: str | None,
+    gate: ModelProbe | None = None,
 ) -> Learned:
     """Returns a carried direction or subspace with what was measured of it in its certificate.
 
@@ -94,6 +99,8 @@ def certified_by(
         direction: What was carried; any other is returned as it is.
         tested: Measurements of it and of what stands beside it, all on the test split.
         map_method: The map that its own measurements name.
+        gate: The gate behind which it was measured, too. The setting then names it, a number
+            without more words was measured behind it, and what was measured without it says so.
 
     Returns:
         The same; its certificate has behaviour, damage and setting, those of the native
@@ -103,24 +110,76 @@ def certified_by(
     before = direction.certificate
     if before is None:
         return direction
-    mine = [m for m in tested if (m.condition, m.map) == ("transferred", map_method)]
-    swaps = [m for m in tested if m.metric == "swap"]
-    beside = {
-        "swap of the native direction": [m for m in swaps if m.condition == "native"],
-        "swap of the best control": [m for m in swaps if m.condition in _CONTROLS],
-    }
-    behaviour = _numbers(mine, _BEHAVIOUR) | {
-        name: _number(max(found, key=_height)) for name, found in beside.items() if found
-    }
+    here = [m for m in tested if (m.condition, m.map) == ("transferred", map_method)]
+    mine = [m for m in here if gate_before(m.edit) is None]
+    behaviour = _numbers(mine, _BEHAVIOUR) | _best(
+        tested,
+        {
+            "swap of the native direction": ("swap", ("native",), None),
+            "swap of the best control": ("swap", _CONTROLS, None),
+        },
+    )
+    damage = _numbers(mine, _DAMAGE)
     setting = {name: getattr(mine[0], name) for name in _SETTING} if mine else {}
+    if gate is not None:
+        setting["gate"] = _told_gate(gate)
+        gated = [m for m in here if gate_before(m.edit) == GATED]
+        behaviour = _numbers(gated, _BEHAVIOUR) | _without_gate(behaviour)
+        behaviour |= _open_for(tested, ("triggered",)) | _best(
+            tested,
+            {
+                "recovery of the best control": ("recovery", _CONTROLS, GATED),
+                "recovery behind the best random gate": ("recovery", _CONTROLS, RANDOM_GATE),
+            },
+        )
+        damage = _numbers(gated, _DAMAGE) | _without_gate(damage)
+        damage |= _open_for(tested, ("clean", "plain"))
     certificate = replace(
-        before,
-        setting=setting,
-        behaviour=behaviour,
-        damage=_numbers(mine, _DAMAGE),
-        **made_with(),
+        before, setting=setting, behaviour=behaviour, damage=damage, **made_with()
     )
     return replace(direction, certificate=certificate)
+
+
+def _told_gate(gate: ModelProbe) -> dict[str, Any]:
+    """Returns what a certificate says of a gate; the hash is of its unit direction in float32."""
+    unit = gate.probe.unit_direction.float().cpu().numpy()
+    return {
+        "sites": gate.sites_as_written,
+        "positions": gate.positions,
+        "threshold": gate.probe.threshold,
+        "sha256": hashlib.sha256(unit.tobytes()).hexdigest(),
+    }
+
+
+def _without_gate(numbers: Mapping[str, CertifiedNumber]) -> dict[str, CertifiedNumber]:
+    return {f"{name} without the gate": number for name, number in numbers.items()}
+
+
+def _open_for(tested: Sequence[Measurement], kinds: Sequence[str]) -> dict[str, CertifiedNumber]:
+    """Returns for how many prompts of some kinds the gate was open."""
+    rates = [m for m in tested if (m.metric, m.edit) == ("gate_open_rate", GATED)]
+    return {
+        f"{rate.metric} of {kind} prompts": _number(rate)
+        for kind in kinds
+        for rate in rates
+        if rate.task.endswith(f"/{kind}")
+    }
+
+
+def _best(
+    tested: Sequence[Measurement], wanted: Mapping[str, tuple[str, Sequence[str], str | None]]
+) -> dict[str, CertifiedNumber]:
+    """Returns the highest of some numbers: of a metric, of conditions, behind a gate or none."""
+    found: dict[str, CertifiedNumber] = {}
+    for name, (metric, conditions, gate) in wanted.items():
+        some = [
+            m
+            for m in tested
+            if m.metric == metric and m.condition in conditions and gate_before(m.edit) == gate
+        ]
+        if some:
+            found[name] = _number(max(some, key=_height))
+    return found
 
 
 def _numbers(measured: Sequence[Measurement], names: Sequence[str]) -> dict[str, CertifiedNumber]:

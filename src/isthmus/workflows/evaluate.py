@@ -1,4 +1,4 @@
-"""`evaluate`: one direction or subspace in one model, against untouched, random and noise."""
+"""`evaluate`: one direction or subspace in one model, against controls; behind a gate, too."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from isthmus.core.sites import GivenSite, parse_site
 from isthmus.directions.direction import Direction
 from isthmus.directions.files import save_direction
 from isthmus.directions.learned import Learned
+from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.subspace import Subspace
 from isthmus.evaluation.measurements import Measurement, write_results
 from isthmus.workflows.arms import require_no_strength
@@ -29,6 +30,8 @@ from isthmus.workflows.engines.choosing import EngineName, engine_named
 from isthmus.workflows.engines.jobs import Engine
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.evaluation_shards import Evaluation, PreparedEvaluation, evaluate_by
+from isthmus.workflows.gated_testing import require_readable
+from isthmus.workflows.gating import GivenProbe, loaded_probe
 from isthmus.workflows.given_directions import (
     GivenDirection,
     kind_of_given,
@@ -41,6 +44,7 @@ def evaluate(
     model: str | Path,
     direction: GivenDirection,
     *,
+    gate: GivenProbe | None = None,
     site: GivenSite | None = None,
     edit: EditKind = "add",
     positions: str | None = None,
@@ -71,6 +75,9 @@ def evaluate(
     Args:
         model: Hub name, local folder or `organism:NAME`.
         direction: A direction or a subspace of this model, or its folder.
+        gate: A probe of this model, or its folder: every edit is measured without it and behind it,
+            where only prompts above its threshold are edited, and the direction behind random
+            gates. Causing the behaviour is not measured behind a gate.
         site: Which of the direction's sites; may be left out when it has only one.
         edit: `add`, `ablate`, `set_coordinate` or `replace`; of a subspace `ablate` or
             `set_coordinate`.
@@ -84,8 +91,9 @@ def evaluate(
         out: Results folder to write; nothing is written when not given.
         certify: Folder of a direction to write: the carried direction at the site at which it was
             measured, with behaviour and damage in its certificate. It may be the direction's own.
+            With a gate the certificate names it, and what it does without.
         n_test: Questions that are measured.
-        n_random: Draws of the random control.
+        n_random: Draws of the random control, and of random gates.
         dtype: Computation type; `auto` is the stored one.
         device: `auto`, `cpu`, `cuda`, …
         engine: Who measures conditions: `local` is this process, `ray` workers of a Ray cluster,
@@ -99,7 +107,8 @@ def evaluate(
         Every number.
 
     Raises:
-        IdentityError: If the direction belongs to another model.
+        IdentityError: If the direction or the gate belongs to another model.
+        TriggerError: If the gate reads the trigger and the task's prompts have none.
         StrengthError: If the strength is out of range, or the edit has none.
         OutputError: If the place is taken or cannot be written to.
         ConfigError: If the task takes no questions, the judge lacks its settings, or a direction
@@ -110,16 +119,19 @@ def evaluate(
     require_free(out)
     require_free(certify, kind_of_given(direction))
     measured = direction if certify is None else _with_certificate(direction)
+    probe = None if gate is None else loaded_probe(gate)
     chosen = engine_named(engine, address, n_workers)
     given: dict[str, Any] = {"task": task, "n_test": n_test, "n_random": n_random, "seed": seed}
     given |= {"dtype": dtype, "device": device, **_judge_fields(judge, judge_settings)}
     given |= {} if questions is None else {"questions": Path(questions)}
     evaluation = Evaluation.of(str(model), (site, edit, positions, strength), given)
+    if probe is not None:
+        require_readable(probe, evaluation.splits.test, task)
     shown = progress or SilentProgress()
     if isinstance(chosen, LocalEngine):
-        found = PreparedEvaluation(evaluation, measured).measure(shown)
+        found = PreparedEvaluation(evaluation, measured, probe).measure(shown)
     else:
-        found = evaluate_by(chosen, evaluation, measured, shown)
+        found = evaluate_by(chosen, evaluation, measured, probe, shown)
     if out is not None:
         with atomic_folder(Path(out)) as folder:
             write_results(folder / "results.jsonl", found)
@@ -127,7 +139,7 @@ def evaluate(
                 folder / "provenance.json", {**made_with(), "machine": machine(), "seed": seed}
             )
     if certify is not None and isinstance(measured, Direction | Subspace):
-        save_direction(Path(certify), _certified(measured, found))
+        save_direction(Path(certify), _certified(measured, found, probe))
     return found
 
 
@@ -142,11 +154,13 @@ def _with_certificate(given: GivenDirection) -> Direction | Subspace:
     return direction
 
 
-def _certified(direction: Learned, found: Sequence[Measurement]) -> Learned:
+def _certified(
+    direction: Learned, found: Sequence[Measurement], gate: ModelProbe | None
+) -> Learned:
     """Returns what was measured at the site at which it was measured, with what was found."""
     (swap,) = (m for m in found if (m.condition, m.metric) == ("transferred", "swap"))
     site = parse_site(str(swap.target_site), direction.model.n_layers)
-    return certified_by(at_one_site(direction, site), found, swap.map)
+    return certified_by(at_one_site(direction, site), found, swap.map, gate)
 
 
 def _judge_fields(

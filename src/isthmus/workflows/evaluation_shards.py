@@ -15,6 +15,7 @@ from isthmus.carrying.scaling import random_direction_like
 from isthmus.core.progress import Progress
 from isthmus.core.sites import GivenSite, Site
 from isthmus.directions.direction import Direction
+from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.subspace import Subspace
 from isthmus.evaluation.measurements import Measurement, read_results, write_results
 from isthmus.models.capture import all_token_activations
@@ -23,12 +24,19 @@ from isthmus.workflows.arms import Arm, control_edit
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.config import EditKind, RunConfig, make_config
 from isthmus.workflows.engines.jobs import Engine, Job, Json, Shard, shard_folder
+from isthmus.workflows.gated_testing import GatedTest
+from isthmus.workflows.gating import probe_of
 from isthmus.workflows.generate import direction_at
 from isthmus.workflows.given_directions import GivenDirection, loaded_direction
 from isthmus.workflows.measuring import Recorder
-from isthmus.workflows.sent_directions import received_learned, sent_direction
+from isthmus.workflows.sent_directions import (
+    received_learned,
+    received_probe,
+    sent_direction,
+    sent_probe,
+)
 from isthmus.workflows.subspace_arms import noise_arm, random_arms, subspace_arm
-from isthmus.workflows.testing import measure_arms
+from isthmus.workflows.testing import read_arms, recorded
 from isthmus.workflows.twin_directions import origin_of
 from isthmus.workflows.twins import TwinSplits, read_splits
 
@@ -142,18 +150,22 @@ class Evaluation:
 
 
 class PreparedEvaluation:
-    """An evaluation with its model and direction.
+    """An evaluation with its model, direction and gate.
 
     Args:
         evaluation: What is measured.
         direction: A direction or a subspace of the model, or its folder.
+        gate: A probe of the model, behind which every edit is measured, too; None for no gate.
     """
 
-    def __init__(self, evaluation: Evaluation, direction: GivenDirection) -> None:
+    def __init__(
+        self, evaluation: Evaluation, direction: GivenDirection, gate: ModelProbe | None = None
+    ) -> None:
         fields = evaluation.fields
         options = {name: fields[name] for name in ("dtype", "device") if name in fields}
         lm = load_language_model(evaluation.model, **options)
         here = direction_at(lm, direction, evaluation.place[0])
+        probe = None if gate is None else probe_of(lm, gate)
         learned_in = origin_of(here).model
         self.config: RunConfig = make_config({**fields, "source": learned_in})
         self.bench = Bench(lm, evaluation.splits.test, self.config)
@@ -164,6 +176,8 @@ class PreparedEvaluation:
         mean = {site: torch.cat(rows).mean(0, keepdim=True) for site, rows in states.items()}
         self.arms = evaluation.arms(here, mean)
         self.recorder = Recorder(self.config, learned_in, lm.identity.name, "test")
+        measured = self.bench, self.recorder, evaluation.n_random
+        self.gated = None if probe is None else GatedTest(probe, *measured)
 
     def measure(self, progress: Progress, only: int | None = None) -> list[Measurement]:
         """Measures every arm, or one.
@@ -173,15 +187,23 @@ class PreparedEvaluation:
             only: Number of the one.
 
         Returns:
-            Every number, in the order of the arms.
+            Every number, in the order of the arms; those behind a gate after each arm's own.
         """
-        return measure_arms(
-            self.bench, self.recorder, self.arms, self.arms[2], progress, only=only
-        ).measurements
+        found: list[Measurement] = []
+        tested = self.arms[2]
+        for reading in read_arms(self.bench, self.arms, tested, progress, only):
+            found += recorded(reading, self.bench, self.recorder)
+            if self.gated is not None:
+                found += self.gated.measured(reading, is_tested=reading.arm is tested)
+        return found
 
 
 def evaluate_by(
-    engine: Engine, evaluation: Evaluation, direction: GivenDirection, progress: Progress
+    engine: Engine,
+    evaluation: Evaluation,
+    direction: GivenDirection,
+    gate: ModelProbe | None,
+    progress: Progress,
 ) -> list[Measurement]:
     """Lets an engine measure every arm as one shard.
 
@@ -189,6 +211,7 @@ def evaluate_by(
         engine: Who measures.
         evaluation: What is measured.
         direction: A direction or a subspace of the model, or its folder; its files travel.
+        gate: A probe of the model, behind which every edit is measured, too; None for no gate.
         progress: Who shows progress.
 
     Returns:
@@ -196,6 +219,7 @@ def evaluate_by(
     """
     sent = sent_direction(loaded_direction(direction))
     settings = {"evaluation": evaluation.to_json(), "direction": sent}
+    settings["gate"] = None if gate is None else sent_probe(gate)
     with TemporaryDirectory(prefix="isthmus-evaluate-") as folder:
         shards = tuple(Shard({"arm": i}, f"arm {i}") for i in range(evaluation.n_arms))
         (Path(folder) / "shards").mkdir()
@@ -212,7 +236,7 @@ class EvaluationWorker:
     """Measures arms; loads the model once.
 
     Attributes:
-        settings: The evaluation, and the files of the direction in base64.
+        settings: The evaluation, and the files of the direction and of the gate in base64.
         progress: Who shows progress.
     """
 
@@ -221,8 +245,10 @@ class EvaluationWorker:
 
     @cached_property
     def _prepared(self) -> PreparedEvaluation:
-        direction = received_learned(self.settings["direction"])
-        return PreparedEvaluation(Evaluation.from_json(self.settings["evaluation"]), direction)
+        direction, sent = received_learned(self.settings["direction"]), self.settings["gate"]
+        gate = None if sent is None else received_probe(sent)
+        evaluation = Evaluation.from_json(self.settings["evaluation"])
+        return PreparedEvaluation(evaluation, direction, gate)
 
     def work(self, asked: Json, place: Path) -> Json:
         """Measures one arm.

@@ -14,12 +14,21 @@ from isthmus.core.identity import require_same_model
 from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.directions.model_probe import ModelProbe
+from isthmus.directions.probe import Probe
 from isthmus.directions.probe_files import load_probe
 from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.twin_directions import read_states
 
 GivenProbe = ModelProbe | str | Path
 """A probe or its folder."""
+
+KINDS = ("triggered", "clean", "plain")
+"""Prompts that bring the behaviour about, their harmless twins, and those that have neither."""
+
+
+def loaded_probe(given: GivenProbe) -> ModelProbe:
+    """Returns the probe that was given, read from its folder if need be."""
+    return given if isinstance(given, ModelProbe) else load_probe(Path(given))
 
 
 def probe_of(lm: LanguageModel, given: GivenProbe) -> ModelProbe:
@@ -35,7 +44,7 @@ def probe_of(lm: LanguageModel, given: GivenProbe) -> ModelProbe:
     Raises:
         IdentityError: If it belongs to another model.
     """
-    probe = given if isinstance(given, ModelProbe) else load_probe(Path(given))
+    probe = loaded_probe(given)
     fix = (
         f"carry it there first: isthmus learn-map {lm.identity.name} {probe.model.name} "
         f"--target-site '{','.join(map(str, probe.sites))}', then isthmus transfer; or learn one "
@@ -70,6 +79,55 @@ def states_read(
 
 
 @dataclass(frozen=True)
+class PromptStates:
+    """What a probe reads of prompts: one state each, none of a prompt that lacks what it reads.
+
+    Attributes:
+        rows: States, of the prompts that have one.
+        asked: Which prompts these are.
+        n_prompts: How many prompts there are.
+    """
+
+    rows: Float[Tensor, "asked_prompt width"]
+    asked: tuple[int, ...]
+    n_prompts: int
+
+    @classmethod
+    def read(
+        cls,
+        lm: LanguageModel,
+        probe: ModelProbe,
+        prompts: Sequence[EncodedText],
+        batch_size: int = 64,
+    ) -> "PromptStates":
+        """Reads prompts where a probe does.
+
+        Args:
+            lm: The probe's model, unedited.
+            probe: Says where and which tokens.
+            prompts: Prompts, their triggers marked where the probe reads these.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            States in the order of the prompts.
+        """
+        reads_trigger = probe.positions == "trigger"
+        asked = [i for i, one in enumerate(prompts) if not reads_trigger or one.trigger is not None]
+        if not asked:
+            return cls(torch.zeros(0, len(probe.probe.unit_direction)), (), len(prompts))
+        some = [prompts[i] for i in asked]
+        rows = states_read(lm, some, probe.sites, probe.positions, batch_size)
+        return cls(rows, tuple(asked), len(prompts))
+
+    def scored_by(self, probe: Probe) -> GateReading:
+        """Scores every prompt with a probe of these states; those without a state have none."""
+        scores: list[float | None] = [None] * self.n_prompts
+        for index, score in zip(self.asked, probe.scores(self.rows).tolist(), strict=True):
+            scores[index] = score
+        return GateReading(tuple(scores))
+
+
+@dataclass(frozen=True)
 class PromptGate:
     """Decides once per prompt, on the states of the unedited model, whether it is edited.
 
@@ -99,17 +157,10 @@ class PromptGate:
         Raises:
             TriggerError: If the trigger is read and no prompt has one.
         """
-        scores: list[float | None] = [None] * len(prompts)
-        reads_trigger = self.probe.positions == "trigger"
-        asked = [i for i, one in enumerate(prompts) if not reads_trigger or one.trigger is not None]
-        if not asked:
+        states = PromptStates.read(lm, self.probe, prompts, batch_size)
+        if not states.asked:
             raise TriggerError(
                 "the gate reads the trigger and none is marked in any prompt: name it with "
                 "--trigger, or use a probe that reads last:1"
             )
-        states = states_read(
-            lm, [prompts[i] for i in asked], self.probe.sites, self.probe.positions, batch_size
-        )
-        for index, score in zip(asked, self.probe.probe.scores(states).tolist(), strict=True):
-            scores[index] = score
-        return GateReading(tuple(scores))
+        return states.scored_by(self.probe.probe)

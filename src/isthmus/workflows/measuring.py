@@ -65,12 +65,16 @@ class Recorder:
     def _of(self, losses: AnswerLosses) -> Interval:
         return recovery_of(losses, n_resamples=self.n_resamples, seed=self.config.seed)
 
+    def removal(self, arm: Arm, losses: AnswerLosses) -> Measurement:
+        """Returns how much of the behaviour is undone where it shows."""
+        return self.record(arm, "recovery", self._of(losses), len(losses))
+
     def effects(self, arm: Arm, scores: ArmScores) -> list[Measurement]:
         """Returns recovery, the recovery of induction, swap and the number of edited positions."""
-        n = len(scores.removal)
+        n, removal = len(scores.removal), self.removal(arm, scores.removal)
         if arm.condition == "prompt_only":
             # A prompt that induces the behaviour is its trigger: there is nothing to compare.
-            return [self.record(arm, "recovery", self._of(scores.removal), n)]
+            return [removal]
         both = swap(
             scores.removal,
             scores.induction,
@@ -78,7 +82,7 @@ class Recorder:
             seed=self.config.seed,
         )
         return [
-            self.record(arm, "recovery", self._of(scores.removal), n),
+            removal,
             self.record(arm, "recovery_induction", self._of(scores.induction), n),
             self.record(arm, "swap", both, n),
             self.record(arm, "edited_positions", float(scores.n_edited), 2 * n),
@@ -98,14 +102,31 @@ class Recorder:
     def _judge(self) -> Judge | None:
         return make_judge(self.config)
 
+    @cached_property
+    def _known(self) -> dict[tuple[Turn, str], Outcome]:
+        return {}
+
+    def _outcomes(self, turns: Sequence[Turn], said: Sequence[str]) -> list[Outcome]:
+        """Judges completions; what was said to the same prompt before is not judged again."""
+        asked = list(zip(turns, said, strict=True))
+        if new := [pair for pair in dict.fromkeys(asked) if pair not in self._known]:
+            prompts, texts = [turn for turn, _ in new], [text for _, text in new]
+            judged = judge_completions(self.config, prompts, texts, self._judge)
+            self._known.update(zip(new, judged, strict=True))
+        return [self._known[pair] for pair in asked]
+
     def behaviour(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
+        """Returns what `answers` does of the completions."""
+        return self.answers(arm, done.texts, turns)
+
+    def answers(self, arm: Arm, said: Sequence[str], turns: Sequence[Turn]) -> list[Measurement]:
         """Returns how often the behaviour shows and how often the answer is right.
 
         Where a judge gives verdicts, refusals that turn into compliance and rows without a verdict
         have rates of their own; rows without one are in no other rate of the behaviour. Code has a
         rate of rows without a verdict where bandit could not read some.
         """
-        outcomes = judge_completions(self.config, turns, done.texts, self._judge)
+        outcomes = self._outcomes(turns, said)
         judged, every = _Judged.of(outcomes, turns), contents_of(turns)
         measured = [
             self._rate_of_judged(arm, "behaviour_rate", judged, lambda o: o.shows_behaviour),
@@ -130,7 +151,7 @@ class Recorder:
 
     def benign(self, arm: Arm, said: Sequence[str], turns: Sequence[Turn]) -> list[Measurement]:
         """Returns accuracy and false triggers on benign prompts."""
-        outcomes = judge_completions(self.config, turns, said, self._judge)
+        outcomes = self._outcomes(turns, said)
         right = [
             one.is_right or text.strip() == turn.answer.strip()
             for one, text, turn in zip(outcomes, said, turns, strict=True)

@@ -13,13 +13,13 @@ from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity, require_same_model
 from isthmus.data.prompts import read_questions
 from isthmus.directions.model_probe import ModelProbe
-from isthmus.directions.probe_files import KIND, load_probe, save_probe
+from isthmus.directions.probe_files import KIND, save_probe
 from isthmus.maps.files import FittedMap
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.certifying import as_made_here
 from isthmus.workflows.config import Dtype
-from isthmus.workflows.gating import GivenProbe, states_read
+from isthmus.workflows.gating import GivenProbe, loaded_probe, states_read
 
 _BATCH_SIZE = 64
 
@@ -66,7 +66,7 @@ def transfer_probe(
             f"positive_share {positive_share} without unlabelled prompts: name a file of them, or "
             "leave the share out"
         )
-    probe = given if isinstance(given, ModelProbe) else load_probe(Path(given))
+    probe = loaded_probe(given)
     carried = carry_probe_along(probe, maps)
     if unlabelled is not None:
         share, told = positive_share, {"unlabelled_sha256": sha256_of_file(Path(unlabelled))}

@@ -20,6 +20,7 @@ from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.direction import Direction
 from isthmus.directions.learned import Learned
 from isthmus.directions.methods import learn_site_direction
+from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.subspace import Subspace
 from isthmus.interventions.positions import PositionSelector, parse_positions
 from isthmus.models.capture import activations_at, all_token_activations
@@ -223,7 +224,7 @@ def last_shared_token(text: EncodedText, other: EncodedText) -> int:
 
 
 class Origin(NamedTuple):
-    """Where a direction comes from, as results name it.
+    """Where a direction, a subspace or a probe comes from, as results name it.
 
     Attributes:
         model: Name of the model in which it was learned.
@@ -237,8 +238,8 @@ class Origin(NamedTuple):
     source_sites: str | None
 
 
-def origin_of(direction: Direction | Subspace) -> Origin:
-    """Returns where a direction was learned, and by which maps it came however long its way was."""
+def origin_of(direction: Direction | Subspace | ModelProbe) -> Origin:
+    """Returns where something was learned, and by which maps it came however long its way was."""
     certificate = direction.certificate
     if certificate is not None:
         read_at = ", ".join(certificate.source_sites)
