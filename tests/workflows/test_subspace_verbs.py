@@ -146,7 +146,7 @@ def test_what_a_subspace_cannot_do_is_refused_with_what_it_can(
     with pytest.raises(ArtifactError, match="is of kind activation_map, expected direction or"):
         isthmus.transfer(shelf / "map", shelf / "map")
     contrast = write_contrast(tmp_path / "few.jsonl", n=2)
-    with pytest.raises(FitError, match="ask for rank 6 at most"):
+    with pytest.raises(FitError, match=r"at resid_post\[1\]: .*ask for rank 6 at most"):
         isthmus.learn_subspace(SOURCE, contrast, rank=20, sites="1")
     with pytest.raises(ConfigError, match="rank of at least 1"):
         isthmus.learn_subspace("organism:nowhere", tmp_path / "few.jsonl", rank=0)

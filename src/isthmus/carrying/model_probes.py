@@ -68,6 +68,9 @@ def carry_probe(probe: ModelProbe, fitted: FittedMap) -> ModelProbe:
 def carry_probe_along(probe: ModelProbe, maps: Sequence[FittedMap]) -> ModelProbe:
     """Carries a probe through several maps one after the other, each whichever way it leads.
 
+    A probe reads all of its sites at once, so that two maps between the same two models do not lead
+    it to several sites: the second would bring it back.
+
     Args:
         probe: Probe of one of the models of the first map.
         maps: In the order of the way.
@@ -76,12 +79,23 @@ def carry_probe_along(probe: ModelProbe, maps: Sequence[FittedMap]) -> ModelProb
         The probe in the last model.
 
     Raises:
-        ConfigError: If no map is given.
+        ConfigError: If no map is given, or one leads back to the model before it.
     """
     if not maps:
         raise ConfigError("no map to go through: give at least one")
+    before: ModelIdentity | None = None
     for fitted in maps:
-        probe = carry_probe(probe, fitted)
+        ends = fitted.source, fitted.target
+        if before is not None and _are_same(ends, (before, probe.model)):
+            raise ConfigError(
+                f"a map between {before} and {probe.model} would take the probe back to where it "
+                "came from: give one map per model; one map reads several sites (learn-map "
+                "--source-sites)"
+            )
+        carried = carry_probe(probe, fitted)
+        if not carried.model.is_same_model(probe.model):
+            before = probe.model
+        probe = carried
     return probe
 
 
@@ -97,15 +111,32 @@ def recalibrated(
         probe: Probe of the model whose states are given.
         unlabelled: One state per prompt, as the probe reads it.
         share: Share of positive ones, from 0 to 1.
-        told: What its provenance should say of the prompts besides their number and the share.
+        told: What its provenance should say of the prompts besides their number, the share and
+            the share that does lie above, which is smaller where scores are equal.
 
     Returns:
         The same probe with another threshold; nothing that was measured of the old one.
     """
     moved = with_positive_share(probe.probe, unlabelled, share)
-    told = {"positive_share": share, "n_unlabelled": len(unlabelled), **told}
+    above = float((moved.scores(unlabelled) > 0).double().mean())
+    told = {
+        "positive_share": share,
+        "share_above": above,
+        "n_unlabelled": len(unlabelled),
+        **told,
+    }
     provenance = {**probe.provenance, "recalibrated": told}
     return replace(probe, probe=moved, held_out={}, provenance=provenance)
+
+
+def _are_same(
+    some: tuple[ModelIdentity, ModelIdentity], others: tuple[ModelIdentity, ModelIdentity]
+) -> bool:
+    """Says whether two pairs are the same two models, in either order."""
+    return any(
+        all(one.is_same_model(other) for one, other in zip(some, ordered, strict=True))
+        for ordered in (others, others[::-1])
+    )
 
 
 def _to_sites(activation_map: AffineMap, fitted: FittedMap, sites: tuple[Site, ...]) -> AffineMap:

@@ -16,6 +16,9 @@ from isthmus.core.errors import ConfigError, DataError, FitError, ShapeError
 from isthmus.directions.probe import Probe
 from isthmus.maps.base import AffineMap
 
+_ROUNDING = 1e-5
+"""Share of the length of a state by which a float32 score may be off."""
+
 
 def pull_back_probe(probe: Probe, target_to_source: AffineMap) -> Probe:
     """Returns the probe of target states that decides as `probe` does on their images.
@@ -72,7 +75,9 @@ def with_positive_share(
 ) -> Probe:
     """Moves the threshold so that a given share of unlabelled states lies on the positive side.
 
-    The new threshold is the (1 - share) quantile of the coordinates along the probe.
+    The new threshold is the (1 - share) quantile of the coordinates along the probe; for a share of
+    1 it is a little lower, for 0 a little higher. Where several states have the coordinate of the
+    quantile, fewer than the share lie above it.
 
     Args:
         probe: Probe of these states' space; left unchanged.
@@ -89,10 +94,20 @@ def with_positive_share(
     """
     if len(unlabelled) < 2:
         raise DataError(f"{len(unlabelled)} unlabelled states: expected at least 2, better 100")
+    require_share(share)
+    along = unlabelled.double() @ probe.unit_direction.to(unlabelled.device).double()
+    threshold = torch.quantile(along, 1 - share)
+    if share in (0, 1):
+        # The highest and the lowest of all lie at these quantiles, or beside them by rounding.
+        beside = _ROUNDING * torch.linalg.vector_norm(unlabelled.double(), dim=-1).max()
+        threshold += beside if share == 0 else -beside
+    return Probe(probe.unit_direction, float(threshold))
+
+
+def require_share(share: float) -> None:
+    """Refuses a share of positive states that is not from 0 to 1 (`ConfigError`)."""
     if not 0 <= share <= 1:
         raise ConfigError(f"a share of {share} positive states: expected 0 to 1")
-    along = unlabelled.double() @ probe.unit_direction.to(unlabelled.device).double()
-    return Probe(probe.unit_direction, float(torch.quantile(along, 1 - share)))
 
 
 def random_map_like(fitted: AffineMap, generator: torch.Generator) -> AffineMap:

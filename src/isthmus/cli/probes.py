@@ -83,11 +83,19 @@ def print_probe(probe: "ModelProbe", out: Path) -> None:
         threshold += f", {rule} through {probe.provenance['map_method']}"
     if told := probe.provenance.get("recalibrated"):
         share, n = told["positive_share"], told["n_unlabelled"]
-        threshold += f", set so that {share:.1%} of {n} unlabelled prompts lie above it"
+        above = told.get("share_above", share)
+        threshold += f", set so that {above:.1%} of {n} unlabelled prompts lie above it"
+        # Among few prompts a share can be met to one of them; among equal scores it cannot.
+        if abs(above - share) > 1 / n:
+            threshold += f", instead of {share:.1%}, for their scores are equal"
     print_text(f"{threshold}\n  of {probe.model}")
     for name, number in probe.held_out.items():
         ends = "" if number.low is None else f" [{number.low:.3f}, {number.high:.3f}]"
         print_text(f"  held-out {name} {number.value:.3f}{ends} (n = {number.n})")
+    if n_alike := probe.provenance.get("n_held_out_like_fitted"):
+        print_text(
+            f"  not counted: {n_alike} held-out prompts that show it a state it was fitted on"
+        )
 
 
 def print_gate(gate: "GateReading") -> None:
@@ -116,4 +124,4 @@ def _scores_as_text(scores: Sequence[float | None]) -> str:
     if len(scores) <= _MOST_SHOWN:
         return ", ".join("no trigger" if one is None else f"{one:.3g}" for one in scores)
     read = [one for one in scores if one is not None]
-    return f"{min(read):.3g} to {max(read):.3g}"
+    return f"{min(read):.3g} to {max(read):.3g}" if read else "no trigger"

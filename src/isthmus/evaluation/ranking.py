@@ -4,7 +4,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from isthmus.core.errors import DataError, NonFiniteError, ShapeError
-from isthmus.evaluation.intervals import Contents, Interval, paired_bootstrap
+from isthmus.evaluation.intervals import (
+    Contents,
+    Interval,
+    paired_bootstrap,
+    resample_weights,
+)
 
 
 def auroc_interval(
@@ -40,10 +45,7 @@ def auroc_interval(
             f"{len(positive)} positive and {len(negative)} negative rows: give both forms of every "
             "question"
         )
-    if not positive.size or not negative.size:
-        raise DataError("no scores to rank: give at least one question in both forms")
-    if not (np.isfinite(positive).all() and np.isfinite(negative).all()):
-        raise NonFiniteError("a score is NaN or infinite: look for the prompts that gave it")
+    _require_scores(positive, negative)
     # wins[i, j]: how often question i's positive form beats question j's negative forms.
     higher = positive[:, None, None] > negative[None]
     equal = positive[:, None, None] == negative[None]
@@ -58,3 +60,45 @@ def auroc_interval(
         return found
 
     return paired_bootstrap(area, n, contents=contents, n_resamples=n_resamples, seed=seed)
+
+
+def unpaired_auroc_interval(
+    positive: Float[np.ndarray, " positive_prompt"],
+    negative: Float[np.ndarray, " negative_prompt"],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Returns the area under the ROC curve of prompts that are no pairs, with its interval.
+
+    As `auroc_interval`, but each class is resampled by itself.
+
+    Args:
+        positive: Scores of the positive class.
+        negative: Scores of the negative class, any number.
+        n_resamples: How many resamples, at least 1.
+        seed: Which resamples.
+
+    Returns:
+        From 0 to 1; .5 is chance.
+
+    Raises:
+        DataError: If a class is empty.
+        NonFiniteError: If a score is NaN or infinite.
+    """
+    _require_scores(positive, negative)
+    higher = positive[:, None] > negative[None]
+    wins = higher + 0.5 * (positive[:, None] == negative[None])
+    of_positive = resample_weights(len(positive), n_resamples, seed=seed)
+    of_negative = resample_weights(len(negative), n_resamples, seed=seed + 1)
+    areas = ((of_positive @ wins) * of_negative).sum(axis=1)
+    low, high = np.quantile(areas, (0.025, 0.975))
+    # Weights that add up to 1 but for rounding may leave the range of an area.
+    return Interval(float(wins.mean()), max(float(low), 0.0), min(float(high), 1.0))
+
+
+def _require_scores(*classes: Float[np.ndarray, "..."]) -> None:
+    if not all(scores.size for scores in classes):
+        raise DataError("no scores to rank: give at least one question in both forms")
+    if not all(np.isfinite(scores).all() for scores in classes):
+        raise NonFiniteError("a score is NaN or infinite: look for the prompts that gave it")

@@ -56,8 +56,8 @@ def bake_ablation(
     Raises:
         ModelError: If a matrix that writes was not found, a norm stands between one and the stream,
             or weights are quantized or adapted; the message says which.
-        ShapeError: If the direction does not fit the model or is zero, or vectors of a subspace
-            depend on each other.
+        ShapeError: If the direction does not fit the model or is zero, vectors of a subspace depend
+            on each other, or nothing of the stream would be left.
         NonFiniteError: If it holds NaN or infinity.
     """
     basis = _basis(direction, lm)
@@ -102,6 +102,11 @@ def _basis(direction: Tensor, lm: LanguageModel) -> Float[Tensor, "rank d_model"
     rows = [_checked("direction", row, lm) for row in torch.atleast_2d(direction)]
     if not rows or not all(bool(row.any()) for row in rows):
         raise ShapeError("the direction is zero and so is none: learn it from other prompts")
+    if len(rows) >= lm.d_model:
+        raise ShapeError(
+            f"{len(rows)} vectors to take out of a stream of width {lm.d_model}: at most "
+            f"{lm.d_model - 1} leave something of it"
+        )
     across, triangle = torch.linalg.qr(torch.stack([row / row.norm() for row in rows]).mT)
     if float(triangle.diagonal().abs().min()) < _DEPENDENT:
         raise ShapeError(

@@ -1,13 +1,14 @@
 """The states of both classes of a file of contrasting prompts, from which anything is learned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from isthmus.core.artifacts import sha256_of_file
-from isthmus.core.errors import ConfigError
+from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import made_with
 from isthmus.core.sites import GivenSites, Site
@@ -18,6 +19,8 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.workflows.config import Dtype
 from isthmus.workflows.twin_directions import read_states, reading_positions
+
+L = TypeVar("L")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,26 @@ class ReadClasses:
     by_site: dict[Site, tuple[Tensor, Tensor]]
     is_pooled: bool
     provenance: dict[str, Any]
+
+    def at_every_site(self, learn: Callable[..., L]) -> dict[Site, L]:
+        """Learns something from the states of every site.
+
+        Args:
+            learn: Takes positive and negative states, and by name whether they are `pooled`.
+
+        Returns:
+            What was learned by site.
+
+        Raises:
+            FitError: If it cannot be learned at one of them; the message says at which.
+        """
+        found: dict[Site, L] = {}
+        for site, states in self.by_site.items():
+            try:
+                found[site] = learn(*states, pooled=self.is_pooled)
+            except FitError as error:
+                raise FitError(f"at {site}: {error}; or leave this site out (--sites)") from error
+        return found
 
 
 def read_classes(

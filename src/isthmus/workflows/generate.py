@@ -8,10 +8,13 @@ from typing import get_args
 from isthmus.carrying.switch_files import load_switch
 from isthmus.carrying.switches import Switch
 from isthmus.core.errors import ConfigError, NoEditError, SiteError
+from isthmus.core.gates import GateReading
 from isthmus.core.identity import require_same_model
 from isthmus.core.options import require_word
 from isthmus.core.sites import GivenSite
+from isthmus.core.texts import EncodedText
 from isthmus.directions.direction import Direction
+from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.subspace import Subspace
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.per_row import PerRow
@@ -171,7 +174,7 @@ def generate(
         if switch is not None
         else _with_directions(lm, asked.rows, site, edit, way)
     )
-    opened = None if gate is None else PromptGate(probe_of(lm, gate)).read(lm, encoded)
+    opened = None if gate is None else _opened(lm, probe_of(lm, gate), encoded, trigger)
     if opened is not None:
         rows = rows.only_where(opened.is_open)
     result = generate_greedy(lm, encoded, max_new_tokens=max_new_tokens, edits=rows.place)
@@ -185,6 +188,16 @@ def generate(
             "name the trigger with --trigger, or choose other positions"
         )
     return result
+
+
+def _opened(
+    lm: LanguageModel, probe: ModelProbe, prompts: Sequence[EncodedText], trigger: str | None
+) -> GateReading:
+    """Asks a gate; one that reads a trigger which no prompt holds is closed for all of them."""
+    is_absent = trigger is not None and all(one.trigger is None for one in prompts)
+    if probe.positions == "trigger" and is_absent:
+        return GateReading((None,) * len(prompts))
+    return PromptGate(probe).read(lm, prompts)
 
 
 def _with_a_switch(switch: Switch, rows: Sequence[AskedPrompt]) -> tuple[Intervention, ...]:

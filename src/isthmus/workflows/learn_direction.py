@@ -1,5 +1,6 @@
 """`learn-direction`: a direction from a file of contrasting prompts."""
 
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -55,10 +56,7 @@ def learn_direction(
     require_free(out, KIND)
     how = ClassReading(sites, positions, pooled, triggers, dtype, device, batch_size)
     read = read_classes(model, Path(prompts), how, progress)
-    by_site = {
-        site: learn_site_direction(method, *states, pooled=read.is_pooled)
-        for site, states in read.by_site.items()
-    }
+    by_site = read.at_every_site(partial(learn_site_direction, method))
     direction = Direction(
         by_site, read.lm.identity, method, positions, read.is_pooled, read.provenance
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from isthmus.directions.model_probe import ModelProbe
 from isthmus.directions.probe import Probe, fit_probe
 from isthmus.directions.probe_files import KIND, save_probe
 from isthmus.evaluation.intervals import wilson_interval
-from isthmus.evaluation.ranking import auroc_interval
+from isthmus.evaluation.ranking import auroc_interval, unpaired_auroc_interval
 from isthmus.interventions.positions import parse_positions
 from isthmus.models.language_model import load_language_model
 from isthmus.workflows.class_reading import encoded_class
@@ -28,6 +29,9 @@ from isthmus.workflows.gating import states_read
 _HELD_OUT = 0.25
 _FEWEST = 8
 """Fewest prompts of a class: a quarter of them is held out."""
+
+_ALIKE = 1e-5
+"""Share of a state's length within which another state differs by rounding alone."""
 
 
 def learn_probe(
@@ -47,7 +51,9 @@ def learn_probe(
     """Learns a probe that tells positive from negative prompts, and measures it on held-out ones.
 
     It is fitted on three quarters of the prompts, chosen by a hash of their text; prompts of one
-    row stay together, so that no twin of a held-out prompt was fitted on.
+    row stay together, so that no twin of a held-out prompt was fitted on. A held-out prompt that
+    shows the probe a state which it was fitted on measures nothing and is not counted: before a
+    trigger at the beginning all prompts of a class are one state.
 
     Args:
         model: Hub name, local folder or `organism:NAME`.
@@ -65,7 +71,8 @@ def learn_probe(
         progress: Who shows progress.
 
     Returns:
-        The probe, with what it did on the held-out prompts.
+        The probe, with what it did on the held-out prompts; with nothing where those of a class all
+        are states that it was fitted on.
 
     Raises:
         IsthmusError: If the model, a site, the prompts or the place cannot be used.
@@ -90,15 +97,17 @@ def learn_probe(
         held_out = read(split.held_out)
         advance(1)
     probe = fit_probe(*fitted_on)
+    anew = _unlike(held_out, fitted_on)
     provenance = {
         "n_positive": len(split.fitted_on.positive),
         "n_negative": len(split.fitted_on.negative),
         "prompts_sha256": sha256_of_file(Path(prompts)),
         "triggers": list(triggers) if triggers else None,
         "seed": seed,
+        "n_held_out_like_fitted": sum(map(len, held_out)) - sum(map(len, anew)),
         **made_with(),
     }
-    measured = _measured(probe, held_out, seed)
+    measured = _measured(probe, anew, seed)
     learned = ModelProbe(probe, sites, positions, lm.identity, measured, provenance)
     if out is not None:
         save_probe(Path(out), learned)
@@ -147,17 +156,34 @@ def _parts(prompts: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[st
     return fitted_on, held_out
 
 
+def _unlike(held_out: _Classes, fitted_on: _Classes) -> _Classes:
+    """Returns the held-out states that are none of those that the probe was fitted on."""
+    is_new = []
+    for states, fitted in zip(held_out, fitted_on, strict=True):
+        # In float32 too few digits of the distance of large states would be left.
+        nearest = torch.cdist(states.double(), fitted.double()).min(-1).values
+        is_new.append(nearest > _ALIKE * torch.linalg.vector_norm(states, dim=-1))
+    if len(is_new[0]) == len(is_new[1]):
+        # Twins stay twins.
+        is_new = [is_new[0] & is_new[1]] * 2
+    return _Classes(held_out.positive[is_new[0]], held_out.negative[is_new[1]])
+
+
 def _measured(probe: Probe, held_out: _Classes, seed: int) -> dict[str, CertifiedNumber]:
-    """Returns how well it ranks held-out prompts, and the share of both classes that it finds."""
+    """Returns how well it ranks held-out prompts, and the share of both classes that it finds.
+
+    Nothing where a class has no held-out state.
+    """
     positive, negative = (probe.scores(states).double().numpy() for states in held_out)
+    if not (positive.size and negative.size):
+        return {}
     n = len(positive) + len(negative)
-    if len(positive) == len(negative):
-        area = auroc_interval(positive, negative[:, None], seed=seed)
-        ranked = CertifiedNumber(area.value, area.low, area.high, n)
-    else:
-        # Prompts that are no pairs of one question cannot be resampled as such.
-        ranked = CertifiedNumber(probe.auroc(*held_out), None, None, n)
-    found = {"auroc": ranked}
+    area = (
+        auroc_interval(positive, negative[:, None], seed=seed)
+        if len(positive) == len(negative)
+        else unpaired_auroc_interval(positive, negative, seed=seed)
+    )
+    found = {"auroc": CertifiedNumber(area.value, area.low, area.high, n)}
     for name, scores in (("positive", positive), ("negative", negative)):
         share = wilson_interval(int((scores > 0).sum()), len(scores))
         number = CertifiedNumber(share.value, share.low, share.high, len(scores))

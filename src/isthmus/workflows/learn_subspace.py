@@ -1,5 +1,6 @@
 """`learn-subspace`: a subspace from a file of contrasting prompts."""
 
+from functools import partial
 from pathlib import Path
 
 from isthmus.core.artifacts import require_free
@@ -58,10 +59,7 @@ def learn_subspace(
     require_free(out, SUBSPACE_KIND)
     how = ClassReading(sites, positions, pooled, triggers, dtype, device, batch_size)
     read = read_classes(model, Path(prompts), how, progress)
-    by_site = {
-        site: learn_site_subspace(*states, rank, pooled=read.is_pooled)
-        for site, states in read.by_site.items()
-    }
+    by_site = read.at_every_site(partial(learn_site_subspace, rank=rank))
     shares = {str(site): one.shares_as_written for site, one in by_site.items()}
     subspace = Subspace(
         by_site,

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus.carrying.model_probes import carry_probe_along, recalibrated
+from isthmus.carrying.probes import require_share
 from isthmus.core.artifacts import kind_at, sha256_of_file
 from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity, require_same_model
@@ -56,7 +57,9 @@ def transfer_probe(
         The probe in the last model.
 
     Raises:
-        ConfigError: If a share is given without prompts, or a map is not affine.
+        ConfigError: If a share is given without prompts or is none, a map is not affine, or
+            unlabelled prompts are given to a probe that reads the trigger.
+        DataError: If the file of prompts cannot be used.
         IdentityError: If the probe belongs to neither model of a map, or a model that is read is
             not any more the one it was.
         SiteError: If a map has other sites than the probe.
@@ -66,11 +69,13 @@ def transfer_probe(
             f"positive_share {positive_share} without unlabelled prompts: name a file of them, or "
             "leave the share out"
         )
+    if positive_share is not None:
+        require_share(positive_share)
     probe = loaded_probe(given)
+    prompts = [] if unlabelled is None else _prompts(probe, Path(unlabelled))
     carried = carry_probe_along(probe, maps)
     if unlabelled is not None:
         share, told = positive_share, {"unlabelled_sha256": sha256_of_file(Path(unlabelled))}
-        prompts = [question.prompt for question in read_questions(Path(unlabelled))]
         if share is None:
             scores = probe.probe.scores(_read(probe, prompts, dtype, device))
             share = float((scores > 0).double().mean())
@@ -79,6 +84,15 @@ def transfer_probe(
     if out is not None:
         save_probe(Path(out), carried)
     return carried
+
+
+def _prompts(probe: ModelProbe, path: Path) -> list[str]:
+    if probe.positions == "trigger":
+        raise ConfigError(
+            "the probe reads the trigger, which is not marked in unlabelled prompts: leave "
+            "unlabelled out, or learn a probe that reads last:1"
+        )
+    return [question.prompt for question in read_questions(path)]
 
 
 def _read(

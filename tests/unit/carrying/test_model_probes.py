@@ -132,7 +132,27 @@ def test_a_threshold_set_by_a_share_leaves_that_share_above_it_and_says_so():
     assert (moved.probe.scores(states(5)) > 0).float().mean() == pytest.approx(0.25, abs=0.01)
     assert moved.provenance["recalibrated"] == {
         "positive_share": 0.25,
+        "share_above": 0.25,
         "n_unlabelled": 200,
         "unlabelled_sha256": "x",
     }
     assert moved.held_out == {}
+
+
+def test_of_equal_scores_it_says_which_share_does_lie_above_the_threshold():
+    tied = states(5)[:1].repeat(10, 1)
+    moved = recalibrated(a_probe(Site(2)), torch.cat([states(5)[:1] * 9, tied]), 0.5, {})
+    told = moved.provenance["recalibrated"]
+    assert told["positive_share"] == 0.5
+    assert told["share_above"] in {0.0, 1 / 11}
+
+
+def test_two_maps_between_the_same_two_models_do_not_carry_a_probe_there_and_back():
+    there, again = (a_map(NEW, OLD, (site,), (Site(2),)) for site in (Site(0), Site(1)))
+    with pytest.raises(ConfigError, match=r"between old.* and new.* back to where"):
+        carry_probe_along(a_probe(Site(2)), [there, again])
+    within = a_map(NEW, NEW, (Site(1),), (Site(0),))
+    back = a_map(THIRD, NEW, (Site(0),), (Site(1),))
+    assert carry_probe_along(a_probe(Site(2)), [there, within, back]).model == THIRD
+    with pytest.raises(ConfigError, match="back to where"):
+        carry_probe_along(a_probe(Site(2)), [there, within, again])

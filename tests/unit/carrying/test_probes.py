@@ -89,3 +89,14 @@ def test_what_cannot_be_carried_is_refused():
         with_positive_share(a_probe(4), torch.ones(1, 4), 0.5)
     with pytest.raises(ConfigError, match=r"share of 1\.5"):
         with_positive_share(a_probe(4), torch.ones(3, 4), 1.5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_a_share_of_one_leaves_all_above_the_threshold_and_a_share_of_zero_none(offset):
+    states = offset + torch.randn(50, 4, generator=seeded(3))
+    for given in (states, states[:1].repeat(20, 1)):
+        counted = [
+            int((with_positive_share(a_probe(4), given, share).scores(given) > 0).sum())
+            for share in (0.0, 1.0)
+        ]
+        assert counted == [0, len(given)]

@@ -4,7 +4,7 @@ from sklearn.metrics import roc_auc_score
 from tests.unit.maps.pairs import without_shape_checks
 
 from isthmus.core.errors import DataError, NonFiniteError, ShapeError
-from isthmus.evaluation.ranking import auroc_interval
+from isthmus.evaluation.ranking import auroc_interval, unpaired_auroc_interval
 
 
 @pytest.mark.parametrize("asked", [1, 2])
@@ -71,3 +71,26 @@ def test_scores_that_cannot_be_ranked_are_refused():
         auroc_interval(np.ones(0), np.ones((0, 1)))
     with pytest.raises(NonFiniteError, match="NaN"):
         auroc_interval(np.array([np.nan]), np.ones((1, 1)))
+
+
+def test_classes_that_are_no_pairs_have_scikit_learns_area_and_each_is_resampled_by_itself():
+    rng = np.random.default_rng(7)
+    positive = rng.integers(0, 9, 25).astype(float) + 2
+    negative = rng.integers(0, 9, 60).astype(float)
+    labels = [1] * 25 + [0] * 60
+    found = unpaired_auroc_interval(positive, negative, n_resamples=4000)
+    assert found.value == pytest.approx(roc_auc_score(labels, [*positive, *negative]), abs=1e-12)
+    areas = [
+        roc_auc_score(labels, [*rng.choice(positive, 25), *rng.choice(negative, 60)])
+        for _ in range(2000)
+    ]
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(areas, (0.025, 0.975))), abs=0.01
+    )
+
+
+def test_scores_that_cannot_be_ranked_without_pairs_are_refused_too():
+    with pytest.raises(DataError, match="no scores"):
+        unpaired_auroc_interval(np.zeros(0), np.ones(3))
+    with pytest.raises(NonFiniteError, match="NaN"):
+        unpaired_auroc_interval(np.array([np.nan]), np.ones(3))

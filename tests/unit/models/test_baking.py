@@ -61,6 +61,9 @@ def test_a_baked_subspace_is_the_subspace_ablated_wherever_something_is_written(
     torch.testing.assert_close(bake_ablation(lm, rows[:1])(IDS).logits, one, rtol=1e-5, atol=1e-5)
     with pytest.raises(ShapeError, match="3 vectors span fewer dimensions"):
         bake_ablation(lm, rows[[0, 1, 0]])
+    for rank in (lm.d_model, lm.d_model + 1):
+        with pytest.raises(ShapeError, match=f"at most {lm.d_model - 1} leave something"):
+            bake_ablation(lm, torch.stack([draw(seed=i) for i in range(rank)]))
 
 
 def test_a_tied_head_keeps_its_weights_and_the_embedding_changes():
