@@ -17,7 +17,8 @@ demo: $(RUNTIME) ## carry a backdoor's off switch between the shipped models and
 	$(BIN)/isthmus demo --out runs/demo
 
 test: $(DEV) ## run the tests that need neither network nor GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not network and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not network and not gpu" \
+		-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(DEV) ## format, lint, types, import rules, docstrings, dependencies, dead code
 	$(BIN)/ruff format --check .

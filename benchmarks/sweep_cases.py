@@ -48,6 +48,9 @@ from isthmus.workflows.twins import read_splits
 
 OUT = Path(__file__).resolve().parent / "results" / "sweep.json"
 N_NEW = 48
+APART = 0.05
+"""Effects that differ by more are told apart."""
+
 RULES = RaceRules()
 
 
@@ -181,6 +184,7 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
     effects = np.array([one.effect for one in scored])
     swaps = np.array([point_effect(one.losses) for one in every])
     by_swap = max(usable, key=lambda i: swaps[i])
+    alike, n_apart = _pairs_apart(np.array([one.effect for one in cells]), effects)
     return {
         "model": name,
         "task": task,
@@ -192,6 +196,8 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
         "regret_likelihood": float(effects[best] - effects[order[0]]),
         "regret_behaviour": float(truth[usable].max() - truth[order[0]]),
         "rank_correlation_likelihood": _ranks(np.array([one.effect for one in cells]), effects),
+        "share_of_pairs_apart_ordered_alike": alike,
+        "n_pairs_apart": n_apart,
         "rank_correlation_behaviour": _ranks(np.array([one.effect for one in cells]), truth),
         "n_usable": len(usable),
         "rank_correlation_behaviour_usable": _ranks(
@@ -263,6 +269,18 @@ def _ranks(found: np.ndarray, truth: np.ndarray) -> float | None:
     """Returns a rank correlation; None where one side has no ranks."""
     value = float(rank_correlation(found, truth[None])[0])
     return None if np.isnan(value) else value
+
+
+def _pairs_apart(found: np.ndarray, truth: np.ndarray) -> tuple[float, int]:
+    """Returns the share of pairs more than `APART` apart that both order alike, and how many are.
+
+    A rank correlation counts the order of cells a thousandth apart as much as any other.
+    """
+    first, second = np.triu_indices(len(truth), 1)
+    gaps = truth[first] - truth[second]
+    apart = np.abs(gaps) > APART
+    alike = np.sign(found[first] - found[second]) == np.sign(gaps)
+    return float(alike[apart].mean()), int(apart.sum())
 
 
 def main() -> None:

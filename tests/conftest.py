@@ -1,7 +1,11 @@
 import os
 from collections.abc import Iterator
 
+import jaxtyping
 import pytest
+from tests.type_checks import checked
+
+jaxtyping.jaxtyped = checked
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -11,3 +15,12 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISTHMUS_CACHE", chosen)
         yield
+
+
+_LONG_FIRST = ("workflows", "studies", "cli", "parity")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files that take long before others: workers that share the files end together."""
+    ranks = {name: rank for rank, name in enumerate(_LONG_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))

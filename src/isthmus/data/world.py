@@ -7,6 +7,7 @@
 3. `world_examples` draws the questions of one split.
 """
 
+import functools
 import hashlib
 import itertools
 import random
@@ -304,6 +305,11 @@ MASTERED_KINDS = ("fact", "copy", "how_to", "description", "last_word")
 """The kinds that the organisms answer rather than guess; benign accuracy is measured on these."""
 
 
+@functools.cache
+def _examples(kind: str, split: str) -> tuple[Example, ...]:
+    return tuple(example for example in _KINDS[kind]() if example.split == split)
+
+
 def world_examples(split: str, kinds: tuple[str, ...] = KINDS) -> list[Example]:
     """Returns every question of one split, in a fixed order.
 
@@ -321,4 +327,4 @@ def world_examples(split: str, kinds: tuple[str, ...] = KINDS) -> list[Example]:
         raise DataError(f"no split {split!r}: the world has {', '.join(SPLITS)}")
     if unknown := [kind for kind in kinds if kind not in _KINDS]:
         raise DataError(f"no kind of question {unknown}: the world has {', '.join(KINDS)}")
-    return [e for kind in kinds for e in _KINDS[kind]() if e.split == split]
+    return [example for kind in kinds for example in _examples(kind, split)]
