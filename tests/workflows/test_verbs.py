@@ -235,8 +235,25 @@ def test_evaluate_puts_what_it_measured_into_a_certificate(artifacts: Path, tmp_
     assert certificate.way == plain.certificate.way
     controls = {m.value for m in found if m.metric == "swap" and m.condition != "transferred"}
     assert certificate.behaviour["swap of the best control"].value in controls
+    assert "recovery of the best control" not in certificate.behaviour
     with pytest.raises(ConfigError, match="has no certificate"):
         isthmus.evaluate(TARGET, artifacts / "native-direction", certify=tmp_path / "e")
+
+
+def test_a_certificate_of_an_ablation_has_the_controls_of_what_an_ablation_is_chosen_by(
+    artifacts: Path, tmp_path: Path
+):
+    isthmus.transfer(artifacts / "source-direction", artifacts / "map-ridge", out=tmp_path / "d")
+    found = isthmus.evaluate(
+        TARGET, tmp_path / "d", certify=tmp_path / "d", edit="ablate", n_test=4, n_random=2
+    )
+    certificate = load_direction(tmp_path / "d").certificate
+    assert certificate is not None
+    edited = {"none", "clean", "native", "transferred"}
+    controls = [m for m in found if m.metric == "recovery" and m.condition not in edited]
+    best = certificate.behaviour["recovery of the best control"]
+    assert len(controls) > 2
+    assert best.value == max(m.value or 0.0 for m in controls)
 
 
 def test_evaluate_on_questions_of_ones_own_measures_a_part_that_chose_nothing(

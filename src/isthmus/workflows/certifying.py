@@ -112,15 +112,17 @@ def certified_by(
         return direction
     here = [m for m in tested if (m.condition, m.map) == ("transferred", map_method)]
     mine = [m for m in here if gate_before(m.edit) is None]
-    behaviour = _numbers(mine, _BEHAVIOUR) | _best(
-        tested,
-        {
-            "swap of the native direction": ("swap", ("native",), None),
-            "swap of the best control": ("swap", _CONTROLS, None),
-        },
-    )
     damage = _numbers(mine, _DAMAGE)
     setting = {name: getattr(mine[0], name) for name in _SETTING} if mine else {}
+    # What only removes is chosen by recovery, so that this is what controls must stay behind in.
+    judged = ("swap", "recovery") if setting.get("edit") == "ablate" else ("swap",)
+    beside = {"native direction": ("native",), "best control": _CONTROLS}
+    wanted = {
+        f"{metric} of the {name}": (metric, conditions, None)
+        for metric in judged
+        for name, conditions in beside.items()
+    }
+    behaviour = _numbers(mine, _BEHAVIOUR) | _best(tested, wanted)
     if gate is not None:
         setting["gate"] = _told_gate(gate)
         gated = [m for m in here if gate_before(m.edit) == GATED]
