@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from tests.unit.maps.pairs import without_shape_checks
 
 from isthmus.core.errors import DataError, NonFiniteError, ShapeError
-from isthmus.evaluation.ranking import auroc_interval, unpaired_auroc_interval
+from isthmus.evaluation.ranking import auroc_interval, rank_bound, unpaired_auroc_interval
 
 
 @pytest.mark.parametrize("asked", [1, 2])
@@ -62,6 +63,39 @@ def test_perfect_and_perfectly_wrong_scores_are_one_and_zero():
     high, low = np.full(5, 2.0), np.full((5, 1), 1.0)
     assert auroc_interval(high, low).value == 1
     assert auroc_interval(low[:, 0], high[:, None]).value == 0
+
+
+@pytest.mark.parametrize("n", [2, 12, 128])
+def test_a_perfect_ranking_of_few_is_no_certainty(n: int):
+    high, low = np.full(n, 2.0), np.full((n, 1), 1.0)
+    right, wrong = auroc_interval(high, low), auroc_interval(low[:, 0], high[:, None])
+    assert (right.low, right.high) == (rank_bound(n, n), 1.0)
+    assert (wrong.low, wrong.high) == (0.0, pytest.approx(1 - rank_bound(n, n)))
+    alone = unpaired_auroc_interval(high, low[:, 0])
+    assert (alone.low, alone.high) == (rank_bound(n, n), 1.0)
+    phrased = auroc_interval(
+        np.tile(high, 3), np.tile(low, (3, 1)), contents=[str(i) for i in range(n)] * 3
+    )
+    assert phrased.low == right.low
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (10, 40), (300, 300)])
+def test_the_bound_is_the_area_whose_standard_errors_just_reach_one(m: int, n: int):
+    area = rank_bound(m, n)
+    # Hanley and McNeil's variance with both sizes replaced by their mean.
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    mean = (m + n) / 2
+    variance = area * (1 - area) + (mean - 1) * (q1 - area**2 + q2 - area**2)
+    assert (1 - area) / np.sqrt(variance / (m * n)) == pytest.approx(1.959964, rel=1e-4)
+    assert rank_bound(m + 1, n) > area
+    assert rank_bound(m, n, level=0.99) < area
+
+
+def test_scores_of_an_area_at_the_bound_hardly_ever_rank_perfectly():
+    rng, n = np.random.default_rng(3), 6
+    shift = np.sqrt(2) * norm.ppf(rank_bound(n, n))
+    positive, negative = rng.normal(shift, 1, (4000, n)), rng.normal(0, 1, (4000, n))
+    assert (positive.min(1) > negative.max(1)).mean() < 0.05
 
 
 def test_scores_that_cannot_be_ranked_are_refused():
