@@ -16,6 +16,7 @@ setup: $(DEV) ## make .venv with everything that development needs
 demo: $(RUNTIME) ## carry a backdoor's off switch between the shipped models and write runs/demo/report.html
 	$(BIN)/isthmus demo --out runs/demo
 
+# Bytecode is kept whatever the environment says: the tests start many processes.
 test: $(DEV) ## run the tests that need neither network nor GPU
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not network and not gpu" \
 		-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
