@@ -184,7 +184,8 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
     effects = np.array([one.effect for one in scored])
     swaps = np.array([point_effect(one.losses) for one in every])
     by_swap = max(usable, key=lambda i: swaps[i])
-    alike, n_apart = _pairs_apart(np.array([one.effect for one in cells]), effects)
+    raced = np.array([one.effect for one in cells])
+    alike, n_apart = _pairs_apart(raced, effects)
     return {
         "model": name,
         "task": task,
@@ -195,14 +196,12 @@ def compare_behaviour(name: str, n_questions: int, task: str) -> dict[str, Any]:
         "same_cell": order[0] == best,
         "regret_likelihood": float(effects[best] - effects[order[0]]),
         "regret_behaviour": float(truth[usable].max() - truth[order[0]]),
-        "rank_correlation_likelihood": _ranks(np.array([one.effect for one in cells]), effects),
+        "rank_correlation_likelihood": _ranks(raced, effects),
         "share_of_pairs_apart_ordered_alike": alike,
         "n_pairs_apart": n_apart,
-        "rank_correlation_behaviour": _ranks(np.array([one.effect for one in cells]), truth),
+        "rank_correlation_behaviour": _ranks(raced, truth),
         "n_usable": len(usable),
-        "rank_correlation_behaviour_usable": _ranks(
-            np.array([cells[i].effect for i in usable]), truth[usable]
-        ),
+        "rank_correlation_behaviour_usable": _ranks(raced[usable], truth[usable]),
         "rank_correlation_behaviour_of_all_likelihoods": _ranks(effects, truth),
         "rank_correlation_behaviour_of_swap": _ranks(swaps, truth),
         "regret_behaviour_of_swap": float(truth[usable].max() - truth[by_swap]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cli.options import BatchSize, Device, Dtype, Out, Seed, Triggers
-from isthmus.cli.terminal import RichProgress, error_console, print_text
+from isthmus.cli.terminal import RichProgress, error_console, print_text, value_as_text
 
 if TYPE_CHECKING:
     from isthmus.core.gates import GateReading
@@ -114,9 +114,7 @@ def print_open_rates(measurements: "Sequence[Measurement]") -> None:
         here = [m for m in rates if m.edit == name]
         for task in dict.fromkeys(m.task for m in here):
             draws = [m for m in here if m.task == task]
-            told = ", ".join(
-                f"{m.value:.3f} [{m.ci_low or 0:.2f}, {m.ci_high or 0:.2f}]" for m in draws
-            )
+            told = ", ".join(map(value_as_text, draws))
             print_text(f"  {task.rpartition('/')[2]} prompts {told} (n = {draws[0].n})")
 
 

@@ -144,8 +144,12 @@ def _cell(measurements: "Sequence[Measurement]") -> str:
     defined = [m for m in measurements if m.value is not None]
     if not defined:
         return "undefined" if measurements else ""
-    shown = max(defined, key=lambda m: m.value or 0.0)
-    text = f"{shown.value:.3f}"
-    if shown.ci_low is not None and shown.ci_high is not None:
-        text += f" [{shown.ci_low:.2f}, {shown.ci_high:.2f}]"
+    return value_as_text(max(defined, key=lambda m: m.value or 0.0))
+
+
+def value_as_text(measured: "Measurement") -> str:
+    """Writes a number that is defined, with its interval where it has one."""
+    text = f"{measured.value:.3f}"
+    if measured.ci_low is not None and measured.ci_high is not None:
+        text += f" [{measured.ci_low:.2f}, {measured.ci_high:.2f}]"
     return text

@@ -306,8 +306,8 @@ MASTERED_KINDS = ("fact", "copy", "how_to", "description", "last_word")
 
 
 @functools.cache
-def _examples(kind: str, split: str) -> tuple[Example, ...]:
-    return tuple(example for example in _KINDS[kind]() if example.split == split)
+def _examples(kind: str) -> tuple[Example, ...]:
+    return tuple(_KINDS[kind]())
 
 
 def world_examples(split: str, kinds: tuple[str, ...] = KINDS) -> list[Example]:
@@ -327,4 +327,4 @@ def world_examples(split: str, kinds: tuple[str, ...] = KINDS) -> list[Example]:
         raise DataError(f"no split {split!r}: the world has {', '.join(SPLITS)}")
     if unknown := [kind for kind in kinds if kind not in _KINDS]:
         raise DataError(f"no kind of question {unknown}: the world has {', '.join(KINDS)}")
-    return [example for kind in kinds for example in _examples(kind, split)]
+    return [e for kind in kinds for e in _examples(kind) if e.split == split]

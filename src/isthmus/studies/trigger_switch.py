@@ -24,7 +24,7 @@ from isthmus.evaluation.measurements import Measurement
 from isthmus.models.language_model import LanguageModel, load_language_model
 from isthmus.studies.result import StudyResult
 from isthmus.workflows.arms import Arm, Way
-from isthmus.workflows.bench import ArmScores, Bench, Completions, Losses
+from isthmus.workflows.bench import ArmScores, Bench, Losses
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.switch_distilling import (
@@ -178,7 +178,7 @@ def _measured(recorder: Recorder, parts: Sequence[_Seen]) -> list[Measurement]:
         damage = np.concatenate([one.damage for one in parts if one.damage is not None])
         found.append(recorder.divergence(arm, damage, benign))
     if said := tuple(text for one in parts for text in one.said or ()):
-        found += recorder.behaviour(arm, Completions(said, 0), asked)
+        found += recorder.answers(arm, said, asked)
     if benign_said := [text for one in parts for text in one.benign_said or ()]:
         found += recorder.benign(arm, benign_said, benign)
     if len(scores) < 2:
