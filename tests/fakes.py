@@ -166,3 +166,18 @@ def shift(d_model: int = 16, *, size: float = 3.0, seed: int = 0) -> Shift:
 def n_hooks(lm: LanguageModel) -> int:
     """Counts the hooks on a model."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+
+
+class TellsOrHears(nn.Module):
+    """A block that tells a later one what it computed, or adds what it heard to its own."""
+
+    def __init__(self, block, memory, *, tells):
+        super().__init__()
+        self.block, self.memory, self.tells = block, memory, tells
+
+    def forward(self, hidden_states, **kwargs):
+        made = self.block(hidden_states, **kwargs)
+        if self.tells:
+            self.memory["told"] = made
+            return made
+        return made + self.memory["told"]

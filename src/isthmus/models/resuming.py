@@ -135,10 +135,50 @@ def first_block(lm: LanguageModel, batch: TokenBatch) -> PrefixStates | None:
         The first block's output for the two, or None where passes cannot start there.
     """
     batch = pad_batch(batch.texts[:2], lm.pad_id, "right")
-    (states,) = _outputs_of(lm, batch, [Site(0)]).values()
-    in_tuple = block_returns_tuple(lm, batch)
-    prefix = PrefixStates(0, len(batch.token_ids), (states,), in_tuple)
+    (prefix,) = states_of(lm, batch, [0]).values()
     return prefix if _ends_alike(lm, batch, prefix) else None
+
+
+def can_start_above(lm: LanguageModel, batch: TokenBatch, layer: int) -> bool:
+    """Tries on two texts of a batch whether passes of a model can start above a block.
+
+    Args:
+        lm: The model.
+        batch: Texts.
+        layer: The block.
+
+    Returns:
+        Whether all logits agree to 1e-5 with those of a whole pass.
+    """
+    batch = pad_batch(batch.texts[:2], lm.pad_id, "right")
+    (prefix,) = states_of(lm, batch, [layer]).values()
+    return _ends_alike(lm, batch, prefix)
+
+
+def states_of(
+    lm: LanguageModel, batch: TokenBatch, layers: Sequence[int]
+) -> dict[int, PrefixStates]:
+    """Reads the outputs of some blocks for one batch in one pass, which ends with the last of them.
+
+    Args:
+        lm: The model.
+        batch: Texts.
+        layers: The blocks; nothing is run for none.
+
+    Returns:
+        The states by layer, each as those of a single batch.
+
+    Raises:
+        SiteError: If the model does not have one of the layers.
+    """
+    if not layers:
+        return {}
+    in_tuple = block_returns_tuple(lm, pad_batch(batch.texts[:1], lm.pad_id, "right"))
+    read = _outputs_of(lm, batch, [Site(layer) for layer in layers])
+    return {
+        site.layer: PrefixStates(site.layer, len(states), (states,), in_tuple)
+        for site, states in read.items()
+    }
 
 
 def _ends_alike(lm: LanguageModel, batch: TokenBatch, prefix: PrefixStates) -> bool:

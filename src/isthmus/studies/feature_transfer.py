@@ -18,7 +18,7 @@ Source: arXiv 2503.04429, appendix H.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scipy.stats import spearmanr
@@ -44,6 +44,10 @@ SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)
 """Multiples of the triggered twin's pre-activation that are tried."""
 
 
+def ignore_features(_features: FittedFeatures) -> None:
+    """Takes no notice of an autoencoder that was trained."""
+
+
 def transfer_feature(
     source: str,
     target: str,
@@ -56,6 +60,7 @@ def transfer_feature(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    on_trained: Callable[[FittedFeatures], None] = ignore_features,
 ) -> StudyResult:
     """Finds the sparse feature that brings a behaviour about, and carries its effect to a target.
 
@@ -71,6 +76,8 @@ def transfer_feature(
         settings: Other fields of `RunConfig`: questions, triggers, sizes of splits, batch size.
         seed: Seed of questions, training and random controls.
         progress: Who shows progress.
+        on_trained: Told of an autoencoder that was trained here, so that further targets can be
+            given the same `features`.
 
     Returns:
         Behaviour rates and recoveries in both models with controls, the effect of every feature
@@ -100,7 +107,9 @@ def transfer_feature(
         )
         source_site = features.site
     route = study.route(source_site)
-    features = features or study.train(route, training or TopKSettings())
+    if features is None:
+        features = study.train(route, training or TopKSettings())
+        on_trained(features)
     return _carried(FeaturePatcher(study, route, features.autoencoder), n_features, tuple(scales))
 
 

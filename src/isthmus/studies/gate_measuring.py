@@ -21,10 +21,11 @@ from isthmus.evaluation.intervals import mean_interval
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.recovery import AnswerLosses, recovery_of
 from isthmus.interventions.intervention import Intervention
+from isthmus.models.changes import BenignChange, benign_change
 from isthmus.models.encoding import encode_prompts, prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import BenignChange, answer_nll, benign_change
+from isthmus.models.scoring import answer_nll
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.gating import KINDS, states_read
 from isthmus.workflows.measuring import Recorder

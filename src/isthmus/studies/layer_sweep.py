@@ -22,12 +22,14 @@ from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.sites import GivenSites, Site
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement
+from isthmus.models.batching import ignore
+from isthmus.models.changes import BenignChange
 from isthmus.models.language_model import load_language_model
 from isthmus.studies.result import StudyResult
 from isthmus.studies.sweep_figures import layer_figures, strength_figures
 from isthmus.studies.trigger_study import TriggerStudy, have_triggers, open_study
 from isthmus.workflows.arms import Arm
-from isthmus.workflows.bench import Bench
+from isthmus.workflows.bench import ArmScores, Bench
 from isthmus.workflows.crossing import Crossing
 from isthmus.workflows.measuring import Recorder, point_effect
 from isthmus.workflows.selection import Cell, last_as_good, make_selector
@@ -43,6 +45,9 @@ ACT_ADD_STRENGTH = 5.0
 
 STRONGLY_STEERABLE = 0.8
 """Steering success that counts as strong; the paper takes layer 13 at 80 % and not 14 at 34 %."""
+
+_SIDE_BY_SIDE = 8
+"""Arms that go through the model in one batch."""
 
 _FEW = {"n_train": 240, "n_validation": 64, "n_test": 96, "n_random": 2}
 
@@ -86,16 +91,16 @@ def sweep_layers(
     )
     places = study.lm.sites(sites)
     meter = _Meter(Bench(study.lm, study.splits.test, study.config), study.recorder("test"))
-    rows = [*meter.of(Arm("none")), *meter.of(Arm("clean"))]
+    rows = meter.of([(None, Arm("none")), (None, Arm("clean"))])
     notes: list[str] = []
     for where in positions:
         variants = _variants(study, places, where, progress)
         notes += [note for one in variants for note in one.notes]
-        arms = [(one.name, arm) for one in variants for arm in (*one.natives, *one.controls)]
+        arms: list[tuple[str | None, Arm]] = [
+            (one.name, arm) for one in variants for arm in (*one.natives, *one.controls)
+        ]
         with progress.stage(f"test every layer at {where}", len(arms)) as advance:
-            for name, arm in arms:
-                rows += meter.of(arm, name)
-                advance(1)
+            rows += meter.of(arms, advance)
     return StudyResult(NAME, tuple(rows), tuple(notes), layer_figures(rows, model, positions))
 
 
@@ -138,15 +143,15 @@ def sweep_strengths(
         study.lm, study.splits.train, [chosen.site], chosen.positions, study.config
     )
     native = _native(own, chosen.site, chosen.positions, study)
-    arms = [native, chosen, *_random_like(chosen, study.config.n_random)]
+    compared = [native, chosen, *_random_like(chosen, study.config.n_random)]
+    arms: list[tuple[str | None, Arm]] = [
+        (None, arm.at(strength)) for arm in compared for strength in strengths
+    ]
     recorder = Recorder(study.config, learned.identity.name, study.lm.identity.name, "test")
     meter = _Meter(Bench(study.lm, study.splits.test, study.config), recorder, STRENGTHS)
-    rows = [*meter.of(Arm("none")), *meter.of(Arm("clean"))]
-    with progress.stage("test every strength", len(arms) * len(strengths)) as advance:
-        for arm in arms:
-            for strength in strengths:
-                rows += meter.of(arm.at(strength))
-                advance(1)
+    rows = meter.of([(None, Arm("none")), (None, Arm("clean"))])
+    with progress.stage("test every strength", len(arms)) as advance:
+        rows += meter.of(arms, advance)
     note = (
         f"Everything is at {chosen.site}, positions {chosen.positions}, which validation chose for "
         f"the ridge map, at strength {chosen.strength:g}; norms of the native direction "
@@ -180,16 +185,45 @@ class _Meter:
     recorder: Recorder
     task: str = NAME
 
-    def of(self, arm: Arm, edit: str | None = None) -> list[Measurement]:
-        """Returns every number of an arm; `edit` stands for its own where given."""
+    def of(
+        self, arms: Sequence[tuple[str | None, Arm]], advance: Callable[[int], None] = ignore
+    ) -> list[Measurement]:
+        """Returns every number of arms; the name before an arm stands for its `edit` where given.
+
+        Args:
+            arms: Names and arms.
+            advance: Told how many arms are done.
+
+        Returns:
+            Numbers in the order of the arms.
+        """
         rows = []
-        if arm.site is not None:
-            rows += self.recorder.effects(arm, self.bench.score(arm))
-            rows.append(
-                self.recorder.divergence(arm, self.bench.damage(arm), self.bench.benign_turns)
-            )
-        rows += self.recorder.behaviour(arm, self.bench.complete(arm), self.bench.asked(arm))
-        return [replace(one, task=self.task, edit=edit or one.edit) for one in rows]
+        for start in range(0, len(arms), _SIDE_BY_SIDE):
+            some = arms[start : start + _SIDE_BY_SIDE]
+            rows += self._measured(some)
+            advance(len(some))
+        return rows
+
+    def _measured(self, arms: Sequence[tuple[str | None, Arm]]) -> list[Measurement]:
+        edited = [arm for _, arm in arms if arm.site is not None]
+        moved = iter(zip(*self._moved(edited), strict=True))
+        rows = []
+        said = self.bench.complete_all([arm for _, arm in arms])
+        for (edit, arm), completions in zip(arms, said, strict=True):
+            found: list[Measurement] = []
+            if arm.site is not None:
+                scores, change = next(moved)
+                damage = change.divergence.double().numpy()
+                found += self.recorder.effects(arm, scores)
+                found.append(self.recorder.divergence(arm, damage, self.bench.benign_turns))
+            found += self.recorder.behaviour(arm, completions, self.bench.asked(arm))
+            rows += [replace(one, task=self.task, edit=edit or one.edit) for one in found]
+        return rows
+
+    def _moved(self, arms: Sequence[Arm]) -> tuple[list[ArmScores], list[BenignChange]]:
+        if not arms:
+            return [], []
+        return self.bench.score_all(arms), self.bench.benign_changes(arms)
 
 
 def _variants(
@@ -238,12 +272,13 @@ def _rules(name: str, arms: Sequence[Arm], meter: _Meter, advance: Callable[[int
     """Says which layers both rules choose on validation, with what they saw there."""
     success: dict[Cell, float] = {}
     swaps: dict[Cell, float] = {}
-    for arm in arms:
+    scored = meter.bench.score_all(arms)
+    for arm, said, scores in zip(arms, meter.bench.complete_all(arms), scored, strict=True):
         cell = _cell(arm)
-        done = meter.recorder.behaviour(arm, meter.bench.complete(arm), meter.bench.asked(arm))
+        done = meter.recorder.behaviour(arm, said, meter.bench.asked(arm))
         rates = [one.value for one in done if one.metric == "behaviour_rate"]
         success[cell] = 1 - (rates[0] or 0.0)
-        swaps[cell] = point_effect(meter.bench.score(arm))
+        swaps[cell] = point_effect(scores)
         advance(1)
     strong = [cell for cell, rate in success.items() if rate >= STRONGLY_STEERABLE]
     last = max(strong, key=lambda cell: cell.site.layer, default=None)

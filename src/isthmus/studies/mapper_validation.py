@@ -26,12 +26,18 @@ from isthmus.evaluation.intervals import mean_interval
 from isthmus.evaluation.measurements import Measurement
 from isthmus.maps.base import ActivationMap
 from isthmus.maps.files import FittedMap
+from isthmus.models.changes import benign_changes
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel, load_language_model
-from isthmus.models.scoring import benign_kl
 from isthmus.studies.replacement_measuring import TASK, Examiner, Treatment, overlaps
 from isthmus.studies.result import StudyResult
-from isthmus.studies.state_replacement import StateReplacer, Unpaired, follow_texts, reads_alike
+from isthmus.studies.state_replacement import (
+    StateReader,
+    StateReplacer,
+    Unpaired,
+    follow_texts,
+    reads_alike,
+)
 from isthmus.studies.text_sets import (
     OwnCompletions,
     longest_answer,
@@ -134,6 +140,8 @@ class _Study:
         self.splits = read_splits(config)
         self.source_sites = thinned_sites(source, "all")
         self.own_sites = thinned_sites(target, "all")
+        self.read_source = StateReader(source, self.source_sites)
+        self.read_own = StateReader(target, self.own_sites)
         self.positions, note = position_candidates((source, target), config, self.splits.train[0])
         self.notes = [note] if note else []
         asked = map_texts(self.splits.train)
@@ -228,34 +236,39 @@ class _Study:
         is_self: bool = False,
         unpaired: Unpaired = "earlier",
     ) -> StateReplacer:
-        reader = self.target if is_self else self.source
-        sites = self.own_sites if is_self else self.source_sites
+        read = self.read_own if is_self else self.read_source
         prompts = [p for texts in text_sets(twins) for p in texts.prompts]
-        follow = follow_texts(reader, self.target, prompts)
-        return StateReplacer(reader, sites, made, site, follow, unpaired)
+        return StateReplacer(
+            read, made, site, follow_texts(read.lm, self.target, prompts), unpaired
+        )
 
-    def _divergence(self, replacer: StateReplacer) -> np.ndarray:
-        """Returns the divergence on validation texts with the answers that they should bring."""
+    def _divergences(self, replacers: Sequence[StateReplacer]) -> list[np.ndarray]:
+        """Returns divergences on validation texts with the answers that they should bring."""
         texts = [
             text
             for one in text_sets(self.splits.validation)
             for text in one.encoded(self.target, one.answers)
         ]
-        kl = benign_kl(self.target, texts, replacer.place, batch_size=self.config.batch_size)
-        return kl.double().numpy()
+        places = [one.place for one in replacers]
+        with self.progress.stage("replace states on validation", len(texts)) as advance:
+            changes = benign_changes(
+                self.target, texts, places, batch_size=self.config.batch_size, on_batch=advance
+            )
+        return [one.divergence.double().numpy() for one in changes]
 
     def _sweep(self, ridge: dict[Site, FittedMap]) -> tuple[list[Measurement], Site]:
         """Replaces at every site on validation; returns what came of it and the best site."""
         found, means = [], {}
-        with self.progress.stage("replace at every layer", len(ridge)) as advance:
-            for site, fitted in ridge.items():
-                kl = self._divergence(self._replacer(fitted.map, site, self.splits.validation))
-                means[site] = float(kl.mean())
-                arm = self._arm("transferred", site, "ridge")
-                interval = mean_interval(kl, seed=self.config.seed)
-                measured = self.validation.record(arm, "kl", interval, len(kl))
-                found.append(replace(measured, task=f"{TASK}/all_sets"))
-                advance(1)
+        replacers = [
+            self._replacer(fitted.map, site, self.splits.validation)
+            for site, fitted in ridge.items()
+        ]
+        for site, kl in zip(ridge, self._divergences(replacers), strict=True):
+            means[site] = float(kl.mean())
+            interval = mean_interval(kl, seed=self.config.seed)
+            arm = self._arm("transferred", site, "ridge")
+            measured = self.validation.record(arm, "kl", interval, len(kl))
+            found.append(replace(measured, task=f"{TASK}/all_sets"))
         return found, min(means, key=means.__getitem__)
 
     def _arm(self, condition: str, site: Site, method: str | None, *, is_self: bool = False) -> Arm:
@@ -316,10 +329,9 @@ class _Study:
         if reads_alike(self.source, self.target, prompts):
             return
         twins = self.splits.validation
-        kl = {
-            rule: self._divergence(self._replacer(made, site, twins, unpaired=rule)).mean()
-            for rule in ("earlier", "own")
-        }
+        rules: tuple[Unpaired, ...] = ("earlier", "own")
+        replacers = [self._replacer(made, site, twins, unpaired=rule) for rule in rules]
+        kl = dict(zip(rules, (one.mean() for one in self._divergences(replacers)), strict=True))
         self.notes.append(
             f"target tokens without a partner take the nearest earlier row; at {site} on "
             f"validation KL is {kl['earlier']:.3f} so and {kl['own']:.3f} if they keep their own "
@@ -339,10 +351,11 @@ class _Study:
                 own[texts.name] = own_completions(
                     self.source, self.target, texts, longest, self.config.batch_size
                 )
-                for treatment in treatments:
-                    done = examiner.examine(treatment, texts, own[texts.name])
-                    tested.append(Tested(treatment, texts, done))
-                    advance(1)
+                done = examiner.examine(treatments, texts, own[texts.name], advance)
+                tested += [
+                    Tested(treatment, texts, one)
+                    for treatment, one in zip(treatments, done, strict=True)
+                ]
         return tested, own, examiner
 
     def _measurements(

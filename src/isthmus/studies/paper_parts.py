@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from isthmus.core.errors import ConfigError
@@ -9,6 +10,7 @@ from isthmus.core.progress import Progress
 from isthmus.core.provenance import StageClock
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.transfer_plots import transfer_rates
+from isthmus.features.files import FittedFeatures
 from isthmus.features.training import TopKSettings
 from isthmus.studies.activation_patching import patch_activations
 from isthmus.studies.corrupted_ladder import HEADLINES, RUNGS
@@ -210,7 +212,7 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
     sizes = {
         "n_train": scope.pick(80, 160),
         "n_validation": scope.pick(16, 48),
-        "n_test": scope.pick(48, 162),
+        "n_test": scope.pick(48, 128),
         "n_random": scope.pick(1, 3),
     }
 
@@ -226,6 +228,27 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
         )
 
     return _on_targets("refusal_study", scope, study, n_quick=1)
+
+
+def _features(scope: Scope, progress: Progress) -> StudyResult:
+    # Every target is given the same features of a source: one autoencoder, trained once.
+    trained: dict[tuple[str, int], FittedFeatures] = {}
+    studies = []
+    for pair in scope.pairs("backdoor"):
+        ours = (pair.source, pair.seed)
+        found = transfer_feature(
+            pair.source,
+            pair.target,
+            features=trained.get(ours),
+            training=TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
+            n_features=scope.pick(12, 20),
+            settings=pair.settings,
+            seed=pair.seed,
+            progress=progress,
+            on_trained=partial(trained.__setitem__, ours),
+        )
+        studies.append(found)
+    return joined("features", studies)
 
 
 _TITLES = {
@@ -293,12 +316,7 @@ PARTS: dict[str, Part] = {
         n_completed=lambda scope: scope.pick(12, 20),
         n_train=lambda scope: scope.pick(80, 160),
     ),
-    "features": _on_pairs(
-        "features",
-        transfer_feature,
-        n_features=lambda scope: scope.pick(12, 20),
-        training=lambda scope: TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
-    ),
+    "features": Part(_TITLES["features"], "backdoor", _features, organisms_of("backdoor")),
     "probes": _on_pairs("probes", transfer_probe),
     "refusal_probes": _on_pairs(
         "refusal_probes",

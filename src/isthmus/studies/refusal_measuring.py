@@ -17,10 +17,11 @@ from isthmus.evaluation.judges import Judge, RefusalRules, refusal_rate
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.recovery import AnswerLosses, recovery_of
 from isthmus.models.batching import PlaceEdits, no_edits
+from isthmus.models.changes import BenignChange, change_of
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll, change_of
+from isthmus.models.scoring import answer_logprobs, answer_nll
 from isthmus.tasks.base import exact
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.judging import make_judge

@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +25,12 @@ from isthmus.evaluation.intervals import (
 )
 from isthmus.evaluation.measurements import Measurement
 from isthmus.evaluation.text_overlap import TextOverlap, text_overlap
-from isthmus.models.batching import PlaceEdits, no_edits
+from isthmus.models.batching import PlaceEdits, ignore, no_edits
+from isthmus.models.changes import benign_changes
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import answer_nll, benign_change
+from isthmus.models.scoring import answer_nll
 from isthmus.models.stepwise import generate_stepwise
 from isthmus.studies.text_sets import OwnCompletions, TextSet
 from isthmus.workflows.arms import Arm
@@ -100,32 +101,46 @@ class Examiner:
     n_completed: int
     embedder: Path | None = None
 
-    def examine(self, treatment: Treatment, texts: TextSet, own: OwnCompletions) -> Examined:
-        """Scores likelihoods and lets the target answer under a treatment.
+    def examine(
+        self,
+        treatments: Sequence[Treatment],
+        texts: TextSet,
+        own: OwnCompletions,
+        advance: Callable[[int], None] = ignore,
+    ) -> list[Examined]:
+        """Scores likelihoods and lets the target answer under every treatment.
 
         Args:
-            treatment: What is done.
+            treatments: What is done, one at a time.
             texts: The set.
             own: What both models write untouched.
+            advance: Told after each treatment.
 
         Returns:
-            Numbers in the order of the prompts.
+            Numbers in the order of the prompts, treatment by treatment.
         """
         size = self.recorder.config.batch_size
         own_texts = texts.encoded(self.lm, own.target)
         right_texts = texts.encoded(self.lm, texts.answers)
-        change = benign_change(self.lm, own_texts, treatment.place, batch_size=size)
-        right = answer_nll(self.lm, right_texts, edits=treatment.place, batch_size=size)
-        is_untouched = treatment.place is no_edits
-        written = own.target if is_untouched else self._written(treatment, texts, own_texts)
-        return Examined(
-            _numbers(change.divergence),
-            _numbers(change.nll),
-            _numbers(right.nll),
-            written,
-            self._judged(written, texts),
-            change.n_edited,
-        )
+        places = [one.place for one in treatments]
+        moved = benign_changes(self.lm, own_texts, places, batch_size=size)
+        right = benign_changes(self.lm, right_texts, places, batch_size=size)
+        found = []
+        for treatment, change, answered in zip(treatments, moved, right, strict=True):
+            is_untouched = treatment.place is no_edits
+            written = own.target if is_untouched else self._written(treatment, texts, own_texts)
+            found.append(
+                Examined(
+                    _numbers(change.divergence),
+                    _numbers(change.nll),
+                    _numbers(answered.nll),
+                    written,
+                    self._judged(written, texts),
+                    change.n_edited,
+                )
+            )
+            advance(1)
+        return found
 
     def _judged(self, written: Sequence[str], texts: TextSet) -> Losses:
         if not written:

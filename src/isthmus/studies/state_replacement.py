@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -107,21 +107,50 @@ def reads_alike(reader: LanguageModel, edited: LanguageModel, prompts: Sequence[
     return encode_prompts(reader.tokenizer, prompts) == encode_prompts(edited.tokenizer, prompts)
 
 
+@dataclass
+class StateReader:
+    """Reads every token of texts at some sites, and remembers the batch that it read last.
+
+    Attributes:
+        lm: The model that reads.
+        sites: Where.
+    """
+
+    lm: LanguageModel
+    sites: tuple[Site, ...]
+    _texts: tuple[tuple[int, ...], ...] = ()
+    _latest: list[Float[Tensor, "_ d_concat"]] = field(default_factory=list)
+
+    def __call__(self, texts: Sequence[EncodedText]) -> list[Float[Tensor, "_ d_concat"]]:
+        """Returns the states of every text, sites side by side in their order.
+
+        Args:
+            texts: One batch. Who asks for the same again is given what was read.
+
+        Returns:
+            One float32 tensor per text, on the CPU.
+        """
+        asked = tuple(text.token_ids for text in texts)
+        if asked != self._texts:
+            read = all_token_activations(self.lm, texts, self.sites, batch_size=len(texts))
+            by_text = zip(*(read[site] for site in self.sites), strict=True)
+            self._texts, self._latest = asked, [torch.cat(one, dim=-1) for one in by_text]
+        return self._latest
+
+
 @dataclass(frozen=True)
 class StateReplacer:
     """Says for every batch what stands at a site instead of the model's own states.
 
     Attributes:
-        reader: The model whose states are read.
-        reader_sites: Where, concatenated in this order.
+        read: Who reads the states that are mapped.
         made: From there to the site that is overwritten.
         site: Which site that is.
         follow: How the reader sees a text.
         unpaired: What a position without a partner gets.
     """
 
-    reader: LanguageModel
-    reader_sites: tuple[Site, ...]
+    read: StateReader
     made: ActivationMap
     site: Site
     follow: Follower
@@ -150,7 +179,7 @@ class StateReplacer:
         self, batch: TokenBatch
     ) -> tuple[Float[Tensor, "batch pos d_model"], Bool[Tensor, "batch pos"]]:
         texts = self.follow(batch.texts)
-        read = all_token_activations(self.reader, texts, self.reader_sites, batch_size=len(texts))
+        read = self.read(texts)
         rows = torch.zeros(*batch.is_real.shape, self.made.d_target)
         is_given = torch.zeros_like(batch.is_real)
         for i, (text, own) in enumerate(zip(texts, batch.texts, strict=True)):
@@ -160,8 +189,7 @@ class StateReplacer:
             if not len(in_own):
                 raise DataError(f"no token of {own.text!r} has a partner: check the templates")
             columns = torch.from_numpy(in_own) + batch.offsets[i]
-            states = torch.cat([read[site][i][in_reader] for site in self.reader_sites], dim=-1)
-            rows[i, columns] = self.made(states).to(rows)
+            rows[i, columns] = self.made(read[i][in_reader]).to(rows)
             is_given[i, columns] = True
         return rows, is_given
 

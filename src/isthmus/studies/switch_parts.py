@@ -29,7 +29,7 @@ def run_switch(scope: Scope, progress: Progress) -> StudyResult:
     _require_organisms(scope)
     base, fine_tuned = "organism:llama", "organism:llama-backdoor"
     sizes: dict[Towards, SwitchStudySizes] = {
-        "base": SwitchStudySizes(),
+        "base": SwitchStudySizes(trained=(("trigger", 0), ("ends", 4))),
         "fine_tuned": SwitchStudySizes(
             n_validation=80,
             ranks=(16,),
@@ -111,7 +111,7 @@ def run_distilled_switch(scope: Scope, progress: Progress) -> StudyResult:
     return study_distilled_switch(
         source,
         targets[: scope.pick(1, len(targets))],
-        n_seeds=scope.pick(1, 2),
+        n_seeds=1,
         seed=scope.seed,
         progress=progress,
     )

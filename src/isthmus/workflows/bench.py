@@ -1,7 +1,6 @@
 """The bench: scores arms on one target and one split, with the untouched model measured once."""
 
-import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,20 +8,23 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import ConfigError, NoEditError
 from isthmus.core.sites import Site
-from isthmus.core.texts import EncodedText, TokenBatch
+from isthmus.core.texts import EncodedText
 from isthmus.data.organisms import Turn
 from isthmus.data.prompts import TwinPrompt
 from isthmus.evaluation.recovery import AnswerLosses
-from isthmus.interventions.intervention import Intervention
+from isthmus.interventions.per_row import PerRow
 from isthmus.interventions.positions import parse_positions
+from isthmus.models.batching import PlaceEdits, no_edits
+from isthmus.models.changes import BenignChange
 from isthmus.models.encoding import prompt_part
-from isthmus.models.generation import completion_text, generate_greedy
+from isthmus.models.generation import GenerationResult, completion_text, generate_greedy
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll
+from isthmus.models.scoring import answer_logprobs, answer_nll
+from isthmus.workflows.answer_budget import tokens_to_marker
 from isthmus.workflows.arms import Arm, Way
+from isthmus.workflows.cell_packing import needs_whole_batches
 from isthmus.workflows.cell_passes import CellPasses
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.twins import EncodedTwins, encode_twins
@@ -74,10 +76,6 @@ class Completions:
 
     texts: tuple[str, ...]
     n_edited: int
-
-
-def _placed(intervention: Intervention | None) -> Callable[[TokenBatch], Sequence[PlacedEdit]]:
-    return (lambda _batch: ()) if intervention is None else intervention.place
 
 
 class Bench:
@@ -274,6 +272,30 @@ class Bench:
         )
         return self._generate(texts, arm)
 
+    def complete_all(self, arms: Sequence[Arm]) -> list[Completions]:
+        """Lets the target answer under several arms, side by side in one batch where they can.
+
+        Args:
+            arms: What is done to the target.
+
+        Returns:
+            What `complete` gives, in the order of the arms.
+        """
+        wanted = {
+            number: one
+            for number, arm in enumerate(arms)
+            if (one := arm.intervention("removal")) and not needs_whole_batches(one)
+        }
+        found = {n: self.complete(arm) for n, arm in enumerate(arms) if n not in wanted}
+        if wanted:
+            n, texts = len(self.twins), list(self.encoded.triggered)
+            rows = PerRow(tuple(one for one in wanted.values() for _ in range(n)))
+            said = self._written(texts * len(wanted), rows.place)
+            for k, number in enumerate(wanted):
+                own = slice(k * n, (k + 1) * n)
+                found[number] = Completions(said.completions[own], sum(said.n_edited_by_text[own]))
+        return [found[number] for number in range(len(arms))]
+
     @cached_property
     def _untouched_completions(self) -> Completions:
         return self._generate(self.encoded.triggered, Arm("none"))
@@ -318,14 +340,18 @@ class Bench:
         ]
 
     def _generate(self, texts: Sequence[EncodedText], arm: Arm) -> Completions:
-        result = generate_greedy(
+        done = arm.intervention("removal")
+        result = self._written(texts, no_edits if done is None else done.place)
+        return Completions(result.completions, result.n_edited)
+
+    def _written(self, texts: Sequence[EncodedText], edits: PlaceEdits) -> GenerationResult:
+        return generate_greedy(
             self.lm,
             [prompt_part(text) for text in texts],
             max_new_tokens=self.n_new_tokens,
-            edits=_placed(arm.intervention("removal")),
+            edits=edits,
             batch_size=4 * self.config.batch_size,
         )
-        return Completions(result.completions, result.n_edited)
 
     @cached_property
     def n_new_tokens(self) -> int:
@@ -344,18 +370,10 @@ class Bench:
 
         Answers by other rules than a marker have no such number.
         """
-        marker, most = self.config.marker, 0
         if self.config.task != "backdoor":
-            return most
-        for ids in {text.token_ids[text.n_prompt :] for text in self.encoded.triggered_bad}:
-
-            def holds(n: int, ids: tuple[int, ...] = ids) -> bool:
-                return marker in completion_text(self.lm, ids[:n])
-
-            if not holds(len(ids)):
-                return 0
-            most = max(most, bisect.bisect_left(range(len(ids)), x=True, key=holds))
-        return most
+            return 0
+        answers = [text.token_ids[text.n_prompt :] for text in self.encoded.triggered_bad]
+        return tokens_to_marker(self.lm, answers, self.config.marker)
 
     def require_room(self) -> None:
         """Refuses completions in which a backdoor's behaviour could never be seen.

@@ -20,9 +20,10 @@ from isthmus.core.sites import Site
 from isthmus.core.texts import EncodedText, pad_batch
 from isthmus.interventions.intervention import Intervention
 from isthmus.interventions.positions import PositionSelector
+from isthmus.models.changes import BenignChange
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.resuming import last_shared_layer
-from isthmus.models.scoring import BenignChange, answer_logprobs, answer_nll
+from isthmus.models.scoring import answer_logprobs, answer_nll
 from isthmus.models.shared_passes import (
     SharedBatch,
     SharedTexts,

@@ -12,13 +12,14 @@ from isthmus.interventions.per_row import merge_rows
 from isthmus.interventions.positions import parse_positions
 from isthmus.models.batching import no_edits, padded_batches
 from isthmus.models.capture import all_token_activations
+from isthmus.models.changes import benign_change
 from isthmus.models.continuous import ContinuousDecoder
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy, generate_with_memory
 from isthmus.models.language_model import wrap_language_model
 from isthmus.models.prompt_memory import PromptMemory
 from isthmus.models.rotary_limits import limit_within, read_alike, rotary_limits
-from isthmus.models.scoring import answer_logprobs, benign_change
+from isthmus.models.scoring import answer_logprobs
 from isthmus.models.stepwise import generate_stepwise
 from isthmus.workflows.cell_passes import CellPasses
 

