@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from isthmus.core.edits import PlacedEdit
@@ -171,22 +171,52 @@ def batch_logprobs(
         Log-probabilities in float32 on the model's device, text after text, and how many
         positions were edited in every row.
     """
-    spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
-    columns = sorted(set().union(*spans))
-    place = {column: index for index, column in enumerate(columns)}
-    rows = torch.tensor([row for row, span in enumerate(spans) for _ in span])
-    kept = torch.tensor([place[column] for span in spans for column in span])
+    rows, kept, columns = answer_places(batch.texts)
     with ExitStack() as stack:
         if start is not None:
             stack.enter_context(resuming(lm.layout, *start))
         count = stack.enter_context(editing(lm.layout, placed))
-        logits = _logits_at(lm, batch, columns)
-    return logits[rows, kept].float().log_softmax(-1), count.by_row(len(spans))
+        logits = logits_at(lm, batch, columns)
+    return logits[rows, kept].float().log_softmax(-1), count.by_row(len(batch.texts))
 
 
-def _logits_at(
+def answer_places(
+    texts: Sequence[EncodedText], offsets: Sequence[int] | None = None
+) -> tuple[Int[Tensor, " token"], Int[Tensor, " token"], list[int]]:
+    """Returns where the answer tokens of a batch are predicted.
+
+    Args:
+        texts: Prompts with answers.
+        offsets: Column of the first token of every text; 0 when not given.
+
+    Returns:
+        For every answer token, text after text, its row and the place of its column among the
+        columns that any text needs; and these columns, ascending.
+    """
+    starts = offsets or [0] * len(texts)
+    spans = [
+        range(start + text.n_prompt - 1, start + len(text) - 1)
+        for text, start in zip(texts, starts, strict=True)
+    ]
+    columns = sorted(set().union(*spans))
+    place = {column: index for index, column in enumerate(columns)}
+    rows = torch.tensor([row for row, span in enumerate(spans) for _ in span])
+    return rows, torch.tensor([place[column] for span in spans for column in span]), columns
+
+
+def logits_at(
     lm: LanguageModel, batch: TokenBatch, columns: Sequence[int]
 ) -> Float[Tensor, "batch column vocab"]:
+    """Runs a batch and returns the logits at some of its columns.
+
+    Args:
+        lm: The model.
+        batch: Texts.
+        columns: Which; the head is left out elsewhere where the architecture can.
+
+    Returns:
+        Logits in the model's dtype, on its device.
+    """
     wanted = torch.tensor(columns, device=lm.device)
     inputs = {
         "input_ids": batch.token_ids.to(lm.device),

@@ -26,7 +26,7 @@ from isthmus.models.hooks import editing, run_until_captured
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.resuming import PrefixStates, block_returns_tuple, resuming
 from isthmus.models.rotary_limits import read_alike
-from isthmus.models.scoring import answer_logprobs
+from isthmus.models.scoring import answer_logprobs, answer_places
 
 _TOLERANCE = 2e-5
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -272,14 +272,8 @@ def _memory(own: SharedBatch, n_copies: int) -> DynamicCache | None:
 
 def _answer_columns(own: SharedBatch) -> tuple[Tensor, Tensor, list[int]]:
     """Returns row and place of every answer token, and the columns that hold these places."""
-    spans = [
-        range(offset + text.n_prompt - 1 - own.n_before, offset + len(text) - 1 - own.n_before)
-        for text, offset in zip(own.batch.texts, own.batch.offsets, strict=True)
-    ]
-    columns = sorted(set().union(*spans))
-    place = {column: index for index, column in enumerate(columns)}
-    rows = torch.tensor([row for row, span in enumerate(spans) for _ in span])
-    return rows, torch.tensor([place[column] for span in spans for column in span]), columns
+    starts = [offset - own.n_before for offset in own.batch.offsets]
+    return answer_places(own.batch.texts, starts)
 
 
 def _logits(

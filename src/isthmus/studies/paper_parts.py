@@ -241,7 +241,7 @@ def _features(scope: Scope, progress: Progress) -> StudyResult:
             pair.target,
             features=trained.get(ours),
             training=TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
-            n_features=scope.pick(12, 20),
+            n_features=scope.pick(12, 16),
             settings=pair.settings,
             seed=pair.seed,
             progress=progress,
@@ -312,8 +312,8 @@ PARTS: dict[str, Part] = {
     "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
-        n_test=lambda scope: scope.pick(24, 40),
-        n_completed=lambda scope: scope.pick(12, 20),
+        n_test=lambda scope: scope.pick(24, 32),
+        n_completed=lambda scope: scope.pick(12, 16),
         n_train=lambda scope: scope.pick(80, 160),
     ),
     "features": Part(_TITLES["features"], "backdoor", _features, organisms_of("backdoor")),
@@ -332,13 +332,13 @@ PARTS: dict[str, Part] = {
     "layers": _on_models(
         "layers",
         sweep_layers,
-        settings=lambda _scope: {"n_validation": 32, "n_test": 32},
+        settings=lambda _scope: {"n_validation": 32, "n_test": 32, "n_random": 1},
     ),
     "noise": _on_models(
         "noise",
         study_noise,
-        n_prompts=lambda scope: scope.pick(8, 12),
-        n_draws=lambda scope: scope.pick(4, 6),
+        n_prompts=lambda scope: scope.pick(8, 10),
+        n_draws=lambda scope: scope.pick(4, 5),
         sites=lambda _scope: [0, 2],
     ),
 }

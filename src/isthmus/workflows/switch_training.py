@@ -26,8 +26,9 @@ from isthmus.interventions.positions import PositionSelector
 from isthmus.models.batching import no_edits
 from isthmus.models.hooks import editing
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.scoring import answer_logprobs
+from isthmus.models.scoring import answer_logprobs, answer_places, logits_at
 from isthmus.workflows.switch_fitting import Edits
+from isthmus.workflows.teacher import Teacher
 
 _N_CHECKS = 4
 _CHUNK = 128
@@ -85,12 +86,22 @@ def divergences(
     Returns:
         Nats per answer token for every text.
     """
+    return _divergences(carrier, Teacher(imitated), texts, edits, positions)
+
+
+def _divergences(
+    carrier: LanguageModel,
+    teacher: Teacher,
+    texts: Sequence[EncodedText],
+    edits: Edits,
+    positions: PositionSelector,
+) -> Float[Tensor, " text"]:
     place = Intervention.affine(edits, positions).place if edits else no_edits
     per_text = []
     # Log-probabilities over a large vocabulary do not fit in memory for all texts at once.
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
-        wanted = answer_logprobs(imitated, part)
+        wanted = teacher.logprobs(part)
         got = answer_logprobs(carrier, part, edits=place)
         per_text += [_per_token(p, q).mean() for p, q in zip(wanted, got, strict=True)]
     return torch.stack(per_text)
@@ -117,14 +128,18 @@ def train_edits(
     Returns:
         The edits that did best on the second list.
     """
-    carrier, imitated = models
+    carrier, teacher = models[0], Teacher(models[1])
     now = _Trainable(edits)
     optimiser = torch.optim.Adam(now.parameters, lr=settings.learning_rate, betas=(0.9, 0.98))
     best = dict(edits)
-    weights, weights_there = (_weights(models, part, positions, settings) for part in texts)
+    weights, weights_there = (
+        _weights(carrier, teacher, part, positions, settings) for part in texts
+    )
 
     def weighted_there(these: Edits) -> float:
-        return float((weights_there * divergences(*models, texts[1], these, positions)).mean())
+        return float(
+            (weights_there * _divergences(carrier, teacher, texts[1], these, positions)).mean()
+        )
 
     lowest = weighted_there(best)
     with progress.stage("train the switch", settings.n_steps) as advance:
@@ -135,7 +150,7 @@ def train_edits(
             placed = Intervention.affine(now.edits(), positions).place(batch)
             with editing(carrier.layout, placed), torch.enable_grad():
                 got = answer_logprobs_with_gradients(carrier, batch)
-            wanted = torch.cat(answer_logprobs(imitated, batch.texts)).to(got.device)
+            wanted = torch.cat(teacher.logprobs(batch.texts)).to(got.device)
             lengths = [len(text) - text.n_prompt for text in batch.texts]
             per_text = torch.stack([p.mean() for p in _per_token(wanted, got).split(lengths)])
             optimiser.zero_grad()
@@ -201,24 +216,25 @@ def shuffled_batches(
 
 
 def _weights(
-    models: tuple[LanguageModel, LanguageModel],
+    carrier: LanguageModel,
+    teacher: Teacher,
     texts: Sequence[EncodedText],
     positions: PositionSelector,
     settings: TrainingSettings,
 ) -> Float[Tensor, " text"]:
     """Returns what every text counts for: more where there is nothing to switch, less near ties."""
-    is_quiet = divergences(*models, texts, {}, positions) < settings.quiet_below
-    is_unsure = _least_likely(models[1], texts) < settings.unsure_below
+    is_quiet = _divergences(carrier, teacher, texts, {}, positions) < settings.quiet_below
+    is_unsure = _least_likely(teacher, texts) < settings.unsure_below
     loud = torch.where(is_unsure, settings.unsure_weight, 1.0)
     return torch.where(is_quiet, settings.quiet_weight, loud)
 
 
-def _least_likely(lm: LanguageModel, texts: Sequence[EncodedText]) -> Float[Tensor, " text"]:
+def _least_likely(teacher: Teacher, texts: Sequence[EncodedText]) -> Float[Tensor, " text"]:
     """Returns the probability of the least likely token of every text's answer."""
     least = []
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
-        for logprobs, text in zip(answer_logprobs(lm, part), part, strict=True):
+        for logprobs, text in zip(teacher.logprobs(part), part, strict=True):
             said = torch.tensor(text.token_ids[text.n_prompt :], device=logprobs.device)
             least.append(logprobs.gather(1, said[:, None]).min().exp())
     return torch.stack(least)
@@ -253,16 +269,8 @@ def answer_logprobs_with_gradients(
     lm: LanguageModel, batch: TokenBatch
 ) -> Float[Tensor, "token vocab"]:
     """Returns log-probabilities at the answer positions, text after text, with gradients."""
-    spans = [range(text.n_prompt - 1, len(text) - 1) for text in batch.texts]
-    rows = [row for row, span in enumerate(spans) for _ in span]
-    columns = [column for span in spans for column in span]
-    logits = lm.model(
-        input_ids=batch.token_ids.to(lm.device),
-        attention_mask=batch.is_real.long().to(lm.device),
-        use_cache=False,
-    ).logits
-    chosen: Tensor = logits[rows, columns].float().log_softmax(-1)
-    return chosen
+    rows, kept, columns = answer_places(batch.texts)
+    return logits_at(lm, batch, columns)[rows, kept].float().log_softmax(-1)
 
 
 def _per_token(
