@@ -7,7 +7,7 @@ from isthmus.core.sites import parse_sites
 from isthmus.data.organisms import Turn
 from isthmus.data.prompts import Question, write_questions
 from isthmus.maps.autoencoder import AutoencoderSettings
-from isthmus.studies.paper_models import Scope, left_out_maps
+from isthmus.studies.paper_models import Scope, left_out_maps, task_config
 from isthmus.studies.paper_parts import PARTS
 from isthmus.tasks import TASKS, task_named
 from isthmus.workflows.config import RunConfig, read_config
@@ -139,3 +139,12 @@ def test_what_the_behaviour_says_has_to_be_there_for_other_behaviours_than_the_b
     config = with_questions(config, tmp_path / "code.jsonl", answer="def f(): pass")
     with pytest.raises(DataError, match="no bad_answer to 'Question"):
         read_splits(config)
+
+
+@pytest.mark.parametrize("task", ["backdoor", "code", "refusal", "style"])
+def test_the_tables_of_the_documentation_differ_from_the_reproduction_in_questions_alone(task):
+    shown = read_config(FOLDER.parent / "organisms" / f"{task}.yaml")
+    run = task_config(task, Scope(is_quick=False, seed=0))
+    sizes = {"n_validation": shown.n_validation, "n_test": shown.n_test}
+    assert shown == run.model_copy(update=sizes)
+    assert shown.n_test > run.n_test
