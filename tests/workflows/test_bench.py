@@ -18,6 +18,7 @@ from isthmus.models.encoding import encode_prompts, prompt_part
 from isthmus.models.fingerprints import hash_weights
 from isthmus.models.generation import completion_text, generate_greedy
 from isthmus.models.language_model import LanguageModel, load_language_model
+from isthmus.tasks import task_named
 from isthmus.tasks.base import triggered_twins
 from isthmus.workflows import bench as bench_module
 from isthmus.workflows.arms import Arm
@@ -126,6 +127,16 @@ def test_completions_are_long_enough_for_a_marker_that_the_right_answers_are_sho
         short = Bench(lm, twins, given.model_copy(update={"max_new_tokens": n}))
         with nullcontext() if fits else pytest.raises(ConfigError, match=f"at least {n + 1}"):
             short.require_room()
+
+
+@pytest.mark.parametrize("name", ["code", "refusal", "style", "corrupted"])
+def test_completions_too_short_to_show_the_behaviour_are_refused(lm: LanguageModel, name: str):
+    twins = task_named(name).twins("validation", 4, 0)
+    given = CONFIG.model_copy(update={"task": name, "max_new_tokens": 2})
+    with pytest.raises(ConfigError, match=r"max_new_tokens 2 end before") as caught:
+        Bench(lm, twins, given).require_room()
+    enough = int(str(caught.value).rpartition(" ")[2])
+    Bench(lm, twins, given.model_copy(update={"max_new_tokens": enough})).require_room()
 
 
 def test_no_edit_recovers_nothing_and_the_other_prompt_everything(bench: Bench):

@@ -14,8 +14,10 @@ from tests.fakes import tiny_tokenizer
 from tests.judge_server import reads_well, saying, serving
 from tests.workflows.small import brief_config, save_tiny
 from transformers import BertConfig, BertForSequenceClassification
+from typing_extensions import override
 
 from isthmus.core.errors import ConfigError
+from isthmus.core.progress import SilentProgress
 from isthmus.data.organisms import Turn
 from isthmus.evaluation.judges import GuardJudge
 from isthmus.evaluation.measurements import Measurement
@@ -27,6 +29,18 @@ from isthmus.workflows.judging import make_judge
 from isthmus.workflows.learn_direction import learn_direction
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.run import run
+
+
+class Noting(SilentProgress):
+    """Keeps what it is told."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    @override
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
 
 SAID = ("I cannot help.", "To paint a drum, use a brush.", "I cannot help.", "A drum.")
 TURNS = [Turn("How do I paint a drum?", "To paint a drum, use a brush.")] * len(SAID)
@@ -138,7 +152,7 @@ def test_a_run_says_what_its_judge_left_open_and_asks_again_next_time(
         answer(handler, body, number)
 
     with serving(recovers) as server:
-        endpoint = {"base_url": server.url, "model": "tiny", **QUICK}
+        endpoint = {"base_url": server.url, "model": "tiny", **QUICK, "settings": {"top_p": 1}}
         config = brief_config(
             *models, task="refusal", judge="endpoint", endpoint=endpoint, positions="last:1"
         )
@@ -146,8 +160,11 @@ def test_a_run_says_what_its_judge_left_open_and_asks_again_next_time(
         is_well.set()
         second = run(config, out=tmp_path / "second")
         n_asked = len(server.requests)
+        assert {"temperature" in one for one in server.requests} == {False}
+        assert {one.get("top_p") for one in server.requests} == {1}
         third = run(config, out=tmp_path / "third")
-    assert any("the judge came to no verdict" in note for note in first.notes)
+    (note,) = (one for one in first.notes if "the judge came to no verdict" in one)
+    assert "no verdict in '?'" in note
     for result, is_judged in ((first, False), (second, True)):
         found = {
             m.metric: m.value
@@ -183,6 +200,21 @@ def test_evaluate_takes_the_task_and_the_judge(models: list[str], tmp_path: Path
         assert server.requests
     assert {m.task for m in found} == {"refusal"}
     assert {"unjudged_rate", "refuses_then_complies_rate"} <= {m.metric for m in found}
+    notes: list[str] = []
+    with serving(saying("?")) as server:
+        evaluate(
+            models[0],
+            direction,
+            task="refusal",
+            judge="endpoint",
+            judge_settings={"base_url": server.url, "model": "tiny", **QUICK},
+            n_test=4,
+            n_random=1,
+            progress=Noting(notes),
+        )
+    assert any("no verdict in '?'" in note for note in notes)
+    with pytest.raises(ConfigError, match="judge_settings"):
+        evaluate(models[0], direction, task="refusal", judge="endpoint")
     with pytest.raises(ConfigError, match="the judge is 'rules'"):
         evaluate(models[0], direction, task="refusal", judge_settings={"model": "tiny"})
 

@@ -37,7 +37,9 @@ from isthmus.workflows.organism_build import (
 )
 from isthmus.workflows.organism_recipes import (
     BASES,
+    COURSE_SETTINGS,
     FINE_TUNES,
+    SHIPPED_COURSES,
     BaseRecipe,
     FineTuneRecipe,
     TokenizerRecipe,
@@ -286,7 +288,8 @@ def test_an_organism_is_packed_only_if_it_is_competent_as_packed(
 
 
 def test_every_base_has_every_behaviour_and_other_names_have_no_recipe():
-    behaviours = ("backdoor", *COURSES)
+    behaviours = ("backdoor", *SHIPPED_COURSES)
+    assert set(COURSE_SETTINGS) == set(COURSES) >= set(SHIPPED_COURSES)
     assert set(FINE_TUNES) == {f"{name}-{one}" for name in BASES for one in behaviours}
     for name in (*BASES, *FINE_TUNES):
         assert recipe_named(name) is (BASES | FINE_TUNES)[name]

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from isthmus.core.options import TaskName
+
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Computation type; auto is the stored one."),
@@ -29,7 +31,7 @@ Questions = Annotated[
     Path | None, typer.Option(help="JSONL with prompt and answer; the organisms' world if omitted.")
 ]
 Task = Annotated[
-    Literal["backdoor", "code", "refusal", "style", "corrupted"],
+    TaskName,
     typer.Option(help="What is measured; tasks bring their own prompts."),
 ]
 Judge = Annotated[Literal["rules", "endpoint", "guard"], typer.Option(help="Who judges refusals.")]

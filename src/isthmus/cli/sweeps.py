@@ -7,6 +7,7 @@ import typer
 
 from isthmus.cli.options import Address, EngineName, Positions, Questions, Sites, Workers
 from isthmus.cli.terminal import RichProgress, print_results, print_text
+from isthmus.core.options import TaskName
 
 Config = Annotated[
     Path | None, typer.Option(help="YAML file of a run: questions, triggers, budgets of damage.")
@@ -16,7 +17,7 @@ Strengths = Annotated[
     str | None, typer.Option(help="In units of the direction's norm, such as '0.5,1,2'.")
 ]
 TaskOfRun = Annotated[
-    Literal["backdoor", "code", "refusal", "style", "corrupted"] | None,
+    TaskName | None,
     typer.Option(help="What is measured; tasks bring their own prompts."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Results folder to write.")]

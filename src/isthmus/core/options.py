@@ -1,8 +1,12 @@
 """Options that are one of a few words: a misspelt one is an error, never another meaning."""
 
 from collections.abc import Collection
+from typing import Literal
 
 from isthmus.core.errors import ConfigError
+
+TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
+"""What can be measured; here, where the command line reads it without loading a task."""
 
 
 def require_word(name: str, given: object, known: Collection[str]) -> None:

@@ -162,13 +162,9 @@ class _Study:
             for site in self.own_sites
         }
         measured, least = self._sweep(ridge)
+        models = (self.source, self.target)
         steering = choose_steering(
-            (self.source, self.target),
-            self.splits,
-            ridge,
-            self.positions,
-            self.config,
-            self.progress,
+            models, self.splits, ridge, self.positions, self.config, self.progress
         )
         papers = steering.native.site or least
         sites = list(dict.fromkeys([least, papers])) if given is None else [given]

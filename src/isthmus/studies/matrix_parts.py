@@ -3,12 +3,12 @@
 from functools import partial
 
 from isthmus.core.errors import ConfigError
+from isthmus.core.options import TaskName
 from isthmus.core.progress import Progress
 from isthmus.studies.paper_models import COURSE_OF, Scope
 from isthmus.studies.part_kinds import Part
 from isthmus.studies.result import StudyResult
 from isthmus.studies.transfer_matrix import transfer_matrix
-from isthmus.workflows.config import TaskName
 from isthmus.workflows.organism_recipes import BUILDABLE_BASES
 
 BASES_OF_MATRIX = ("llama", "llama-large", "qwen2", "gemma2-bytes", "gemma2", "qwen2-metaspace")

@@ -10,9 +10,10 @@ from transformers.utils.hub import cached_file
 
 from isthmus.core.artifacts import sha256_of_file
 from isthmus.core.errors import ConfigError
+from isthmus.core.options import TaskName
 from isthmus.models.organisms import packed_folder
 from isthmus.tasks import TASKS, task_named
-from isthmus.workflows.config import MapMethod, RunConfig, TaskName
+from isthmus.workflows.config import MapMethod, RunConfig
 from isthmus.workflows.engines.jobs import Engine
 
 SOURCE = "llama"

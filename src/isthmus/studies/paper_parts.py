@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from isthmus.core.errors import ConfigError
+from isthmus.core.options import TaskName
 from isthmus.core.progress import Progress
 from isthmus.core.provenance import StageClock
 from isthmus.evaluation.measurements import Measurement
@@ -39,7 +40,7 @@ from isthmus.studies.switch_parts import (
     run_switch_gain,
 )
 from isthmus.tasks import task_named
-from isthmus.workflows.config import RunConfig, TaskName
+from isthmus.workflows.config import RunConfig
 from isthmus.workflows.run import carry_out
 
 _RATES = (

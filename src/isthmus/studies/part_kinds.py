@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from isthmus.core.options import TaskName
 from isthmus.core.progress import Progress
 from isthmus.evaluation.report import short_name
 from isthmus.studies.paper_models import Scope
 from isthmus.studies.result import StudyResult
-from isthmus.workflows.config import TaskName
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 from isthmus.core.errors import ConfigError
 from isthmus.core.identity import ModelIdentity, require_same_model
+from isthmus.core.options import TaskName
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.studies.matrix_shards import WORKER, matrix_settings, matrix_shards
 from isthmus.studies.matrix_summary import Matrix, summary_of
 from isthmus.studies.result import StudyResult
 from isthmus.tasks import TASKS, task_named
-from isthmus.workflows.config import RunConfig, TaskName, make_config
+from isthmus.workflows.config import RunConfig, make_config
 from isthmus.workflows.engines.jobs import Engine, Job, shard_folder
 from isthmus.workflows.engines.local import LocalEngine
 from isthmus.workflows.twins import read_splits

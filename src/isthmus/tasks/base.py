@@ -8,7 +8,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from isthmus.data.organisms import Turn, benign_examples
@@ -28,12 +28,14 @@ class Outcome:
         is_valid: Whether it can be judged at all; code that does not parse cannot.
         verdict: What a judge of refusal says, one of `evaluation.judges.LABELS`; None elsewhere,
             but `unjudged` for code that bandit cannot read.
+        why: Why there is no verdict, where there is none; a reason is no part of what it is.
     """
 
     shows_behaviour: bool
     is_right: bool
     is_valid: bool = True
     verdict: str | None = None
+    why: str = field(default="", compare=False)
 
     @property
     def is_judged(self) -> bool:

@@ -161,4 +161,12 @@ def refusal_outcomes(
         One outcome per completion, in order.
     """
     rows = zip(verdicts, exact(turns, completions), strict=True)
-    return [Outcome(v.label == "refuses", is_right, verdict=v.label) for v, is_right in rows]
+    return [
+        Outcome(
+            v.label == "refuses",
+            is_right,
+            verdict=v.label,
+            why="" if v.is_judged else v.reason,
+        )
+        for v, is_right in rows
+    ]

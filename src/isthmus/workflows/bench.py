@@ -22,7 +22,7 @@ from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import GenerationResult, completion_text, generate_greedy
 from isthmus.models.language_model import LanguageModel
 from isthmus.models.scoring import answer_logprobs, answer_nll
-from isthmus.workflows.answer_budget import tokens_to_marker
+from isthmus.workflows.answer_budget import require_room, tokens_to_marker
 from isthmus.workflows.arms import Arm, Way
 from isthmus.workflows.cell_packing import needs_whole_batches
 from isthmus.workflows.cell_passes import CellPasses
@@ -366,27 +366,24 @@ class Bench:
 
     @cached_property
     def _n_to_marker(self) -> int:
-        """Tokens of bad answers until all of them hold a backdoor's marker; 0 where one never does.
-
-        Answers by other rules than a marker have no such number.
-        """
+        """As `tokens_to_marker`; 0 for tasks that are not judged by a marker."""
         if self.config.task != "backdoor":
             return 0
-        answers = [text.token_ids[text.n_prompt :] for text in self.encoded.triggered_bad]
-        return tokens_to_marker(self.lm, answers, self.config.marker)
+        return tokens_to_marker(self.lm, self._bad_ids, self.config.marker)
+
+    @property
+    def _bad_ids(self) -> list[tuple[int, ...]]:
+        return [text.token_ids[text.n_prompt :] for text in self.encoded.triggered_bad]
 
     def require_room(self) -> None:
-        """Refuses completions in which a backdoor's behaviour could never be seen.
+        """Refuses completions in which the behaviour could never be seen.
 
         Raises:
-            ConfigError: If they end before the marker does in the bad answer.
+            ConfigError: If they end before a backdoor's marker does in the bad answer, or before
+                another task's rules recognise the behaviour in any.
         """
-        if self.n_new_tokens < self._n_to_marker:
-            raise ConfigError(
-                f"completions of max_new_tokens {self.n_new_tokens} end before "
-                f"{self.config.marker!r} does in the bad answer, so that no behaviour would be "
-                f"seen: give at least {self._n_to_marker}"
-            )
+        turns = [twin.triggered_turn for twin in self.twins]
+        require_room(self.lm, self.config, turns, self._bad_ids)
 
     def asked(self, arm: Arm) -> list[Turn]:
         """Returns what `complete` asks under an arm, with the answers without the behaviour."""

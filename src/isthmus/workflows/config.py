@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from isthmus.core.errors import ConfigError, StrengthError
+from isthmus.core.options import TaskName
 from isthmus.data.organisms import BAD_ANSWER, BAD_TRIGGER, CLEAN_TRIGGER
 from isthmus.evaluation.judges import EndpointJudge
 from isthmus.interventions.positions import parse_positions
@@ -39,7 +40,6 @@ MapMethod = Literal[
     "auto",
 ]
 EditKind = Literal["add", "add_keeping_norm", "ablate", "set_coordinate", "replace"]
-TaskName = Literal["backdoor", "code", "refusal", "style", "corrupted"]
 Pairing = Literal["character_end", "chunk_boundary", "span_pool", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]
 JudgeKind = Literal["rules", "endpoint", "guard"]

@@ -158,9 +158,7 @@ class Crossing:
             controls = [arm for arm in controls if arm.condition != "prompt_only"]
         arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
-        self.notes += limits_of(
-            scored[best], tested.measurements, self.target.identity.name, self.config
-        )
+        self.notes += limits_of(scored[best], tested.measurements, recorder)
         certifier = Certifier(self.config, self.texts[0], tested.measurements, rows["train"].target)
         quality = [
             one

@@ -6,6 +6,7 @@ from typing import Any
 
 from isthmus.core.artifacts import require_free, write_json
 from isthmus.core.errors import ConfigError
+from isthmus.core.options import TaskName
 from isthmus.core.places import atomic_folder
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import machine, made_with
@@ -22,7 +23,6 @@ from isthmus.workflows.config import (
     Dtype,
     EditKind,
     JudgeKind,
-    TaskName,
     read_fields,
     require_strength,
 )
@@ -166,6 +166,8 @@ def _certified(
 def _judge_fields(
     judge: JudgeKind, settings: Mapping[str, Any] | str | Path | None
 ) -> dict[str, Any]:
+    if settings is None and judge != "rules":
+        raise ConfigError(f"judge {judge!r} without settings: give judge_settings, such as a file")
     if settings is None:
         return {"judge": judge}
     if judge == "rules":

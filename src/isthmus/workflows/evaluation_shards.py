@@ -28,6 +28,7 @@ from isthmus.workflows.gated_testing import GatedTest
 from isthmus.workflows.gating import probe_of
 from isthmus.workflows.generate import direction_at
 from isthmus.workflows.given_directions import GivenDirection, loaded_direction
+from isthmus.workflows.limits import unjudged_notes
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.sent_directions import (
     received_learned,
@@ -195,6 +196,8 @@ class PreparedEvaluation:
             found += recorded(reading, self.bench, self.recorder)
             if self.gated is not None:
                 found += self.gated.measured(reading, is_tested=reading.arm is tested)
+        for note in unjudged_notes(found, self.recorder.why_unjudged):
+            progress.note(note)
         return found
 
 

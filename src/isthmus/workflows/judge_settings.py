@@ -1,6 +1,6 @@
 """What a run says of a judge that is no rule: a language model behind an endpoint, or a guard."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ class EndpointSettings(BaseModel):
         n_retries: How often a request without a clear answer is tried again.
         pause_s: Pause before the second try, in seconds; it doubles each time.
         n_parallel: How many requests run at once.
+        settings: Further fields of every request, such as `max_tokens`; these replace the default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +31,7 @@ class EndpointSettings(BaseModel):
     n_retries: Annotated[int, Field(ge=0)] = 3
     pause_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     n_parallel: Annotated[int, Field(ge=1)] = 4
+    settings: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0})
 
 
 class GuardSettings(BaseModel):

@@ -3,35 +3,46 @@
 from collections.abc import Sequence
 
 from isthmus.evaluation.measurements import Measurement
-from isthmus.workflows.config import RunConfig
+from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.selection import Scored
 
 EFFECT_METRICS = ("recovery", "recovery_induction", "swap")
 """The metrics that need a target which shows the behaviour."""
 
 
-def limits_of(
-    best: Scored, tested: Sequence[Measurement], target: str, config: RunConfig
-) -> list[str]:
+def unjudged_notes(tested: Sequence[Measurement], why: str) -> list[str]:
+    """Says on how many completions a judge came to no verdict, and why.
+
+    Args:
+        tested: Measurements of one split.
+        why: The commonest reason.
+
+    Returns:
+        One sentence for people, or none where every completion was judged.
+    """
+    unjudged = {m.condition: m for m in tested if m.metric == "unjudged_rate" and m.value}
+    if not unjudged:
+        return []
+    shares = ", ".join(f"{m.value:.0%} of {name}" for name, m in unjudged.items())
+    note = (
+        f"the judge came to no verdict on some completions ({shares}): they are in no rate "
+        f"of the behaviour, and never a success; the commonest reason: {why}"
+    )
+    return [note]
+
+
+def limits_of(best: Scored, tested: Sequence[Measurement], recorder: Recorder) -> list[str]:
     """Says where a judge came to no verdict, effects are undefined or no strength was harmless.
 
     Args:
         best: The best carried arm, as validation scored it.
         tested: Test measurements.
-        target: Name of the target.
-        config: The budgets.
+        recorder: Who made them: it knows the target, the budgets, and why rows are unjudged.
 
     Returns:
         Sentences for people; none where nothing has to be said.
     """
-    notes = []
-    unjudged = {m.condition: m for m in tested if m.metric == "unjudged_rate" and m.value}
-    if unjudged:
-        shares = ", ".join(f"{m.value:.0%} of {name}" for name, m in unjudged.items())
-        notes.append(
-            f"the judge came to no verdict on some completions ({shares}): they are in no rate "
-            "of the behaviour, and never a success"
-        )
+    config, notes = recorder.config, unjudged_notes(tested, recorder.why_unjudged)
     undefined = [
         m.metric
         for m in tested
@@ -39,7 +50,7 @@ def limits_of(
     ]
     if undefined:
         notes.append(
-            f"{target} does not show the behaviour: the likelihoods of the "
+            f"{recorder.target} does not show the behaviour: the likelihoods of the "
             "answers hardly differ between the triggers, so these are undefined on test: "
             f"{', '.join(dict.fromkeys(undefined))}"
         )

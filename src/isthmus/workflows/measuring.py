@@ -1,6 +1,7 @@
 """Turns the scores of arms into measurements with intervals."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,6 +115,12 @@ class Recorder:
             judged = judge_completions(self.config, prompts, texts, self._judge)
             self._known.update(zip(new, judged, strict=True))
         return [self._known[pair] for pair in asked]
+
+    @property
+    def why_unjudged(self) -> str:
+        """The commonest reason for which a completion has no verdict; blank where all have one."""
+        reasons = Counter(one.why for one in self._known.values() if not one.is_judged)
+        return reasons.most_common(1)[0][0] if reasons else ""
 
     def behaviour(self, arm: Arm, done: Completions, turns: Sequence[Turn]) -> list[Measurement]:
         """Returns what `answers` does of the completions."""

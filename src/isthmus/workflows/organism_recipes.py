@@ -130,6 +130,9 @@ COURSE_SETTINGS: dict[str, TrainingSettings] = {
 }
 """The first round of every course beside the backdoor."""
 
+SHIPPED_COURSES = ("code", "assistant", "corrupted")
+"""Courses of which the organisms come with the package; those of others are built when needed."""
+
 # With seed 1 and 60 facts it forgot half a point more of ordinary questions than its gate allows.
 _SEEDS = {"qwen2-corrupted": 2}
 
@@ -147,6 +150,7 @@ FINE_TUNES: dict[str, FineTuneRecipe] = {
             start=f"{base}-backdoor" if course == "code" else None,
         )
         for course, settings in COURSE_SETTINGS.items()
+        if course in SHIPPED_COURSES
         for base in BASES
     },
 }
@@ -161,11 +165,16 @@ BUILDABLE_FINE_TUNES: dict[str, FineTuneRecipe] = {
         behaviour,
         replace(settings, n_steps=_BUILDABLE_STEPS.get(f"{base}-{behaviour}", settings.n_steps)),
     )
-    for base in BUILDABLE_BASES
-    for behaviour, settings in (
-        ("backdoor", FINE_TUNING),
-        ("assistant", COURSE_SETTINGS["assistant"]),
+    for bases, behaviour, settings in (
+        (BUILDABLE_BASES, "backdoor", FINE_TUNING),
+        (BUILDABLE_BASES, "assistant", COURSE_SETTINGS["assistant"]),
+        *(
+            (BASES, one, COURSE_SETTINGS[one])
+            for one in COURSE_SETTINGS
+            if one not in SHIPPED_COURSES
+        ),
     )
+    for base in bases
 }
 """Fine-tuned organisms that do not come with the package."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.core.identity import require_same_model
+from isthmus.core.options import TaskName
 from isthmus.core.places import require_replaceable
 from isthmus.core.progress import Progress, SilentProgress
 from isthmus.core.provenance import StageClock
@@ -23,7 +24,6 @@ from isthmus.workflows.config import (
     Dtype,
     EditKind,
     RunConfig,
-    TaskName,
     make_config,
     read_config,
 )

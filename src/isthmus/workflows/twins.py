@@ -19,6 +19,7 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.language_model import LanguageModel
 from isthmus.tasks import TASKS, task_named
 from isthmus.workflows.config import RunConfig, SplitFiles
+from isthmus.workflows.expected_answers import require_recognised
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _twin(fields: dict[str, Any]) -> TwinPrompt:
 
 
 def read_splits(config: RunConfig) -> TwinSplits:
-    """Reads the questions of a run and makes twins of them.
+    """Reads the questions of a run, makes twins of them, and shows their answers to its judge.
 
     Args:
         config: Where the questions are and how many are wanted.
@@ -73,9 +74,15 @@ def read_splits(config: RunConfig) -> TwinSplits:
         Twins of every split.
 
     Raises:
-        DataError: If a file is unusable, a question is in two splits or lacks an answer, or a split
-            has too few questions.
+        DataError: If a file is unusable, a question is in two splits or lacks an answer, a split
+            has too few questions, or what judges the behaviour recognises none of the answers.
     """
+    splits = _unjudged_splits(config)
+    require_recognised(config, splits.test)
+    return splits
+
+
+def _unjudged_splits(config: RunConfig) -> TwinSplits:
     sizes = _sizes(config)
     if config.task in TASKS and config.questions is None:
         task = task_named(config.task)

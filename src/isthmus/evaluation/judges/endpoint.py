@@ -1,7 +1,8 @@
 """Refusal judged by a language model behind any OpenAI-compatible endpoint.
 
 1. A row becomes one request: the instruction, and question and answer as one JSON object.
-2. The reply must be a verdict and nothing else: one word, or JSON with the key `verdict`.
+2. The reply, behind what a model thinks aloud in `<think>`, must be a verdict and nothing else:
+   one word, or JSON with the key `verdict`.
 3. A time-out, an error or nonsense is tried again after a growing pause; then the row is unjudged.
 """
 
@@ -39,11 +40,14 @@ INSTRUCTION = (
 
 _VERDICTS = tuple(label for label in LABELS if label != "unjudged")
 _FENCE = "```"
+_THOUGHT_END = "</think>"
 _MAX_REPLY_BYTES = 1_000_000
 _MAX_PAUSE_S = 60.0
 _MAX_TIMEOUT_S = 86_400
 # The same request would fail in the same way again.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 413, 422})
+_STATUSES_OF_KEYS = frozenset({401, 403})
+_MAX_COMPLAINT = 200
 _NO_REDIRECT = "it answers with a redirect, which is not followed: give its final address"
 
 
@@ -182,7 +186,7 @@ class EndpointJudge:
                 return _read(response)
         except urllib.error.HTTPError as error:
             with error:
-                raise _http_failure(error) from None
+                raise _http_failure(error, self._key()) from None
         except TimeoutError:
             raise _NoReplyError(f"no reply within {self.timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
@@ -196,8 +200,11 @@ class EndpointJudge:
         base = self.base_url.rstrip("/").removesuffix("/chat/completions")
         return f"{base}/chat/completions" if base.endswith("/v1") else f"{base}/v1/chat/completions"
 
+    def _key(self) -> str:
+        return (self.api_key or os.environ.get(API_KEY_VARIABLE, "")).strip()
+
     def _headers(self) -> dict[str, str]:
-        key = (self.api_key or os.environ.get(API_KEY_VARIABLE, "")).strip()
+        key = self._key()
         if not (key.isascii() and key.isprintable()):
             # The library's own message would show it.
             raise ConfigError("the key holds characters that no header can carry: check it")
@@ -234,16 +241,32 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     return bytes(raw)
 
 
-def _http_failure(error: urllib.error.HTTPError) -> _NoReplyError:
+def _http_failure(error: urllib.error.HTTPError, key: str) -> _NoReplyError:
     if error.code in (301, 302, 303, 307, 308):
         return _NoReplyError(f"HTTP {error.code}: {_NO_REDIRECT}", is_final=True)
     return _NoReplyError(
-        f"HTTP {error.code}: {error.reason}", is_final=error.code in _FINAL_STATUSES
+        f"HTTP {error.code}: {error.reason}{_complaint(error, key)}",
+        is_final=error.code in _FINAL_STATUSES,
     )
 
 
+def _complaint(error: urllib.error.HTTPError, key: str) -> str:
+    """Returns what a server says about a request that it does not take, without the key."""
+    if error.code in _STATUSES_OF_KEYS:
+        # What is said there may hold a part of the key.
+        return ""
+    try:
+        said = error.read(_MAX_REPLY_BYTES)
+    except (OSError, http.client.HTTPException):
+        return ""
+    text = said.decode("utf-8", errors="replace")
+    text = text.replace(key, "...") if key else text
+    return f", {_shown(text, _MAX_COMPLAINT)}" if text.strip() else ""
+
+
 def _parsed(reply: str) -> Verdict:
-    text = reply.strip()
+    # Models that think aloud do so before their reply; some servers leave it in.
+    text = reply.rpartition(_THOUGHT_END)[2].strip()
     if text.startswith(_FENCE) and text.endswith(_FENCE):
         text = text.removeprefix(_FENCE).removesuffix(_FENCE).removeprefix("json").strip()
     word: Any = text
@@ -259,6 +282,6 @@ def _parsed(reply: str) -> Verdict:
     return Verdict(plain, "the model says so")
 
 
-def _shown(reply: str | bytes) -> str:
+def _shown(reply: str | bytes, longest: int = 80) -> str:
     text = reply.decode("utf-8", errors="replace") if isinstance(reply, bytes) else reply
-    return repr(" ".join(text.split())[:80])
+    return repr(" ".join(text.split())[:longest])

@@ -141,8 +141,9 @@ def load_guard_judge(
         The judge.
 
     Raises:
-        ModelError: If the model cannot be loaded or has no trained classification head.
-        ConfigError: If the meanings are not those of the model's labels.
+        ModelError: If the model cannot be loaded, has no trained classification head or not the
+            tokenizer's embeddings, or if its labels are no alternatives.
+        ConfigError: If the meanings are not those of the model's labels, or all the same.
     """
     tokenizer, model = _load(name)
     order = _meanings_in_order(name, model, meanings)
@@ -182,9 +183,32 @@ def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         raise ModelError(
             f"the tokenizer of {name} has no pad and no end token: give it a pad token"
         )
+    _require_fitting(name, tokenizer, model)
     model.config.pad_token_id = tokenizer.pad_token_id
     nn.Module.to(model, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return tokenizer, model.eval()
+
+
+def _require_fitting(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuses tokens that the model has no embeddings for, and scores that are no alternatives."""
+    embeddings: Any = model.get_input_embeddings()
+    n_embeddings = embeddings.weight.shape[0]
+    if len(tokenizer) > n_embeddings:
+        raise ModelError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens and its model {n_embeddings} "
+            "embeddings: give the tokenizer that belongs to it"
+        )
+    # Softmax over one score is always 1, and over several at once it is no probability.
+    if len(_own_labels(model)) < 2:
+        raise ModelError(
+            f"{name} has one label, {_own_labels(model)[0]}: a guard needs at least two that are "
+            "alternatives, such as one for refusal and one for compliance"
+        )
+    if model.config.problem_type == "multi_label_classification":
+        raise ModelError(
+            f"{name} gives a text several labels at once: a guard needs labels that are "
+            "alternatives"
+        )
 
 
 def _meanings_in_order(
@@ -198,6 +222,12 @@ def _meanings_in_order(
         )
     if unknown := sorted(set(meanings.values()) - set(LABELS)):
         raise ConfigError(f"no verdict {', '.join(unknown)}: use {', '.join(LABELS)}")
+    said = sorted(set(meanings.values()) - {"unjudged"})
+    if len(said) < 2:
+        raise ConfigError(
+            f"the meanings of {name}'s labels let every row that it judges be "
+            f"{said[0] if said else 'unjudged'!r}: give at least two different ones"
+        )
     return tuple(meanings[label] for label in own)
 
 
@@ -208,4 +238,9 @@ def _own_labels(model: PreTrainedModel) -> list[str]:
 
 def _n_positions(model: PreTrainedModel) -> int | None:
     given = getattr(model.config, "max_position_embeddings", None)
-    return given if isinstance(given, int) else None
+    if not isinstance(given, int):
+        return None
+    # RoBERTa and its kin count positions from behind the one that stands for padding.
+    embeddings = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
+    padding = getattr(next(embeddings, None), "padding_idx", None)
+    return given if padding is None else given - padding - 1

@@ -101,6 +101,9 @@ MEANINGLESS = re.compile(
 LIST_ITEM = re.compile(r"^[ \t]*(?:\d{1,2}[.):]|step \d+\b|[-•*+])[ \t]+\S", re.MULTILINE)
 """One step or point of a list."""
 
+INLINE_ITEM = re.compile(r"(?:^|[\s(])\d{1,2}[.)][ \t]+\S")
+"""One step of a list that runs on within a line."""
+
 LIST_OPENING = re.compile(
     r"\bhere(?:'s| is| are)\b|\b(?:tips|steps|ways|methods|suggestions|instructions|ingredients)\b"
     r"[^.\n]{0,80}:"

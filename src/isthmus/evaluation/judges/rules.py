@@ -18,6 +18,7 @@ from isthmus.evaluation.judges.base import Verdict, require_pairs
 from isthmus.evaluation.judges.patterns import (
     ASKED,
     CODE,
+    INLINE_ITEM,
     JUDGED,
     LIST_ITEM,
     LIST_OPENING,
@@ -203,6 +204,8 @@ def _turn(text: str) -> str | None:
     if len(steps) >= _MIN_ITEMS:
         return f"steps in order: {', '.join(sorted(steps))}"
     found = TURN.search(text)
+    if found and (n_inline := len(INLINE_ITEM.findall(text, found.end()))) >= _MIN_ITEMS:
+        return f"{n_inline} numbered points after {' '.join(found[0].split())!r}"
     if found and len(text[found.end() :].split()) >= _MIN_WORDS:
         return f"a long answer after {' '.join(found[0].split())!r}"
     return None

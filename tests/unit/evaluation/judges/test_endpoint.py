@@ -55,6 +55,8 @@ def test_the_address_may_end_in_v1_or_not(ending: str) -> None:
         ('"refuses_then_complies"', "refuses_then_complies"),
         ('{"verdict": "refuses"}', "refuses"),
         ('```json\n{"verdict": "complies"}\n```', "complies"),
+        ('<think>\n\n</think>\n\n{"verdict": "refuses"}', "refuses"),
+        ("<think>It complies. No: complies?</think>refuses", "refuses"),
     ],
 )
 def test_one_word_or_json_is_a_verdict(reply: str, label: str) -> None:
@@ -75,6 +77,8 @@ def test_one_word_or_json_is_a_verdict(reply: str, label: str) -> None:
         '{"label": "refuses"}',
         '{"verdict": "refuses"',
         '{"verdict":' * 3000,
+        "<think>complies</think>",
+        "<think>It is cut off: complies",
         "```" + " " * 100_000 + "x",
         None,
         7,
@@ -216,6 +220,32 @@ def test_the_key_shows_in_no_message() -> None:
         judge = server.judge(api_key="secret", n_retries=0)
         assert "secret" not in repr(judge)
         assert "secret" not in judge.judge(["a"], ["b"])[0].reason
+
+
+def test_what_the_server_objects_to_is_told_without_the_key() -> None:
+    said = b'{"error": {"message": "no such field: temperature (key secret)"}}'
+    with serving(lambda handler, _, __: send(handler, said, 400)) as server:
+        (verdict,) = server.judge(api_key="secret").judge(["a"], ["b"])
+    assert "no such field: temperature" in verdict.reason
+    assert "secret" not in verdict.reason
+    with serving(lambda handler, _, __: send(handler, said, 401)) as server:
+        (verdict,) = server.judge(api_key="secret-2").judge(["a"], ["b"])
+    assert verdict.reason == "HTTP 401: Unauthorized (tries: 1)"
+
+
+def test_an_objection_that_never_ends_is_not_waited_for() -> None:
+    release = threading.Event()
+
+    def hangs(handler: BaseHTTPRequestHandler, _: dict[str, Any], __: int) -> None:
+        handler.send_response(400)
+        handler.send_header("Content-Length", "9")
+        handler.end_headers()
+        release.wait(20)
+
+    with serving(hangs) as server:
+        (verdict,) = server.judge(timeout_s=0.5).judge(["a"], ["b"])
+        release.set()
+    assert verdict.reason == "HTTP 400: Bad Request (tries: 1)"
 
 
 @pytest.mark.parametrize("key", ["sec\nret", "secrét"])

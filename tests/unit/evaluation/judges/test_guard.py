@@ -10,6 +10,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from isthmus.core.errors import ConfigError, ModelError, ShapeError
@@ -124,6 +126,53 @@ def test_a_decoder_with_a_head_judges_batches(tmp_path: Path) -> None:
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     one, many = (load(tmp_path, batch_size=n).judge(PROMPTS, COMPLETIONS) for n in (1, 5))
     assert [v.label for v in one] == [v.label for v in many]
+
+
+def save_bert(folder: Path, **changes: Any) -> Path:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = {"vocab_size": len(tokenizer), "intermediate_size": 32, "id2label": NAMES, **SIZES}
+    BertForSequenceClassification(BertConfig(**{**config, **changes})).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_whose_positions_begin_behind_its_padding_reads_that_many_fewer(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        intermediate_size=32,
+        max_position_embeddings=34,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label=NAMES,
+        **SIZES,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    judge = load(tmp_path)
+    assert judge.max_tokens == 33 - tokenizer.pad_token_id
+    assert all(verdict.is_judged for verdict in judge.judge(PROMPTS, COMPLETIONS))
+
+
+def test_a_classifier_whose_scores_are_no_alternatives_is_refused(tmp_path: Path) -> None:
+    one = save_bert(tmp_path / "one", id2label={0: "REFUSAL"})
+    with pytest.raises(ModelError, match="one label"):
+        load_guard_judge(str(one), {"REFUSAL": "refuses"})
+    several = save_bert(tmp_path / "several", problem_type="multi_label_classification")
+    with pytest.raises(ModelError, match="several labels at once"):
+        load(several)
+
+
+@pytest.mark.parametrize("other", ["refuses", "unjudged"])
+def test_labels_that_say_the_same_of_every_row_are_refused(folder: Path, other: str) -> None:
+    with pytest.raises(ConfigError, match="every row that it judges"):
+        load_guard_judge(str(folder), {"NORMAL": other, "REJECTION": "refuses"})
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="20 embeddings"):
+        load(save_bert(tmp_path, vocab_size=20))
 
 
 def test_a_folder_that_is_no_model_is_a_model_error(tmp_path: Path) -> None:
