@@ -8,7 +8,7 @@ from isthmus.core.errors import DataError
 from isthmus.core.texts import pad_batch
 from isthmus.maps.base import AffineMap
 from isthmus.maps.identity import identity_map
-from isthmus.models.changes import benign_kl
+from isthmus.models.changes import benign_change
 from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.scoring import answer_logprobs
@@ -38,7 +38,7 @@ def test_a_model_given_its_own_states_predicts_what_it_predicts_untouched(family
     after = answer_logprobs(lm, texts_of(lm), edits=itself.place)
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    assert benign_kl(lm, texts_of(lm), itself.place).max() < 1e-6
+    assert benign_change(lm, texts_of(lm), itself.place).divergence.max() < 1e-6
 
 
 def test_a_model_given_its_own_states_writes_what_it_writes_untouched():

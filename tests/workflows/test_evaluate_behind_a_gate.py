@@ -23,7 +23,7 @@ from isthmus.directions.direction import Direction
 from isthmus.directions.probe import Probe
 from isthmus.evaluation.measurements import Measurement
 from isthmus.interventions.per_row import PerRow
-from isthmus.models.changes import benign_kl
+from isthmus.models.changes import benign_change
 from isthmus.models.encoding import prompt_part
 from isthmus.models.generation import generate_greedy
 from isthmus.models.hooks import metering
@@ -113,7 +113,7 @@ def test_behind_a_gate_prompts_are_as_if_only_the_open_ones_were_edited(
     bad, clean = base["clean_given_bad"], base["clean_given_clean"]
     recovery = (bad - nll).mean() / (bad - clean).mean()
     assert found["recovery"][0] == pytest.approx(recovery, abs=1e-5)
-    moved = benign_kl(lm, benign, rows(benign).place).double().mean().item()
+    moved = benign_change(lm, benign, rows(benign).place).divergence.double().mean().item()
     assert found["benign_kl"][0] == pytest.approx(moved, abs=1e-5)
     said = generate_greedy(
         lm,

@@ -197,30 +197,5 @@ def change_of(
     return BenignChange(divergence, was_right, is_right, mean_losses(edited, texts))
 
 
-def benign_kl(
-    lm: LanguageModel,
-    texts: Sequence[EncodedText],
-    edits: PlaceEdits,
-    *,
-    batch_size: int = 64,
-    on_batch: OnBatch = ignore,
-) -> Float[Tensor, " text"]:
-    """Measures how far edits move a model: mean KL(unedited ‖ edited) over answer positions.
-
-    Arguments and errors are those of `benign_change`.
-
-    Args:
-        lm: The model.
-        texts: Prompts with answers.
-        edits: Says what to edit in a batch, which is padded on the right.
-        batch_size: Texts per batch, at least 1.
-        on_batch: Told after each batch how many texts it held.
-
-    Returns:
-        Nats per answer token for every text, float32, at least 0.
-    """
-    return benign_change(lm, texts, edits, batch_size=batch_size, on_batch=on_batch).divergence
-
-
 def _is_greedy(logprobs: Float[Tensor, "token vocab"], text: EncodedText) -> bool:
     return logprobs.argmax(-1).tolist() == list(text.token_ids[text.n_prompt :])

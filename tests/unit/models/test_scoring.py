@@ -6,7 +6,7 @@ from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import DataError, NonFiniteError
 from isthmus.core.sites import Site
 from isthmus.models.batching import no_edits
-from isthmus.models.changes import benign_kl
+from isthmus.models.changes import benign_change
 from isthmus.models.encoding import encode_prompt, encode_prompts
 from isthmus.models.scoring import answer_logprobs, answer_nll
 
@@ -74,7 +74,7 @@ def test_edits_change_the_likelihood_and_are_counted(lm, texts):
 
 
 def test_the_divergence_is_the_mean_of_p_log_p_over_q(lm, texts):
-    found = benign_kl(lm, texts, on_the_prompt, batch_size=2)
+    found = benign_change(lm, texts, on_the_prompt, batch_size=2).divergence
     unedited, edited = answer_logprobs(lm, texts), answer_logprobs(lm, texts, edits=on_the_prompt)
     for value, p, q in zip(found, unedited, edited, strict=True):
         expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(1)
@@ -83,7 +83,7 @@ def test_the_divergence_is_the_mean_of_p_log_p_over_q(lm, texts):
 
 
 def test_no_edit_has_no_divergence(lm, texts):
-    assert torch.equal(benign_kl(lm, texts, no_edits), torch.zeros(3))
+    assert torch.equal(benign_change(lm, texts, no_edits).divergence, torch.zeros(3))
 
 
 def test_half_precision_is_scored_in_float32(texts):
@@ -97,7 +97,7 @@ def test_half_precision_is_scored_in_float32(texts):
 def test_progress_is_told_per_batch(lm, texts):
     told = []
     answer_nll(lm, texts, batch_size=2, on_batch=told.append)
-    benign_kl(lm, texts, no_edits, batch_size=2, on_batch=told.append)
+    benign_change(lm, texts, no_edits, batch_size=2, on_batch=told.append)
     assert told == [2, 1, 2, 1]
 
 
