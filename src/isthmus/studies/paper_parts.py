@@ -213,8 +213,8 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
     sizes = {
         "n_train": scope.pick(80, 160),
         "n_validation": scope.pick(16, 48),
-        "n_test": scope.pick(48, 128),
-        "n_random": scope.pick(1, 3),
+        "n_test": scope.pick(40, 96),
+        "n_random": scope.pick(1, 2),
     }
 
     def study(config: RunConfig) -> StudyResult:
@@ -243,7 +243,7 @@ def _features(scope: Scope, progress: Progress) -> StudyResult:
             features=trained.get(ours),
             training=TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
             n_features=scope.pick(12, 16),
-            settings=pair.settings,
+            settings={"n_validation": 32, "n_test": 96, **pair.settings},
             seed=pair.seed,
             progress=progress,
             on_trained=partial(trained.__setitem__, ours),
@@ -313,7 +313,8 @@ PARTS: dict[str, Part] = {
     "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
-        n_test=lambda scope: scope.pick(24, 32),
+        settings=lambda _scope: {"n_validation": 32},
+        n_test=lambda scope: scope.pick(16, 32),
         n_completed=lambda scope: scope.pick(12, 16),
         n_train=lambda scope: scope.pick(80, 160),
     ),
@@ -328,7 +329,7 @@ PARTS: dict[str, Part] = {
         n_nulls=lambda _scope: 3,
     ),
     "patching": _on_models(
-        "patching", patch_activations, n_prompts=lambda scope: scope.pick(24, 32)
+        "patching", patch_activations, n_prompts=lambda scope: scope.pick(16, 24)
     ),
     "layers": _on_models(
         "layers",
