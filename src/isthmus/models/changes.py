@@ -20,6 +20,7 @@ from isthmus.models.scoring import (
     check_answers,
     check_finite,
     mean_losses,
+    placed_in,
 )
 
 
@@ -130,7 +131,7 @@ class _SharingPasses:
 
     def changes(self, batch: TokenBatch, edits: Sequence[PlaceEdits]) -> list[BenignChange]:
         """Measures every edit on one batch."""
-        placed = [one(batch) for one in edits]
+        placed = [placed_in(batch, one) for one in edits]
         starts = self._starts(batch, placed)
         lengths = answer_lengths(batch.texts)
         unedited = batch_logprobs(self.lm, batch, (), _last(starts))[0].split(lengths)

@@ -76,7 +76,7 @@ def answer_nll(
     nll = torch.zeros(len(texts))
     n_edited = [0] * len(texts)
     for indices, batch, start in _batches(lm, texts, batch_size, prefix):
-        logprobs, n_here = batch_logprobs(lm, batch, edits(batch), start)
+        logprobs, n_here = batch_logprobs(lm, batch, placed_in(batch, edits), start)
         nll[list(indices)] = mean_losses(logprobs.split(answer_lengths(batch.texts)), batch.texts)
         for index, n in zip(indices, n_here, strict=True):
             n_edited[index] = n
@@ -116,7 +116,7 @@ def answer_logprobs(
     check_answers(lm, texts, batch_size)
     found: dict[int, Tensor] = {}
     for indices, batch, start in _batches(lm, texts, batch_size, prefix):
-        logprobs, _ = batch_logprobs(lm, batch, edits(batch), start)
+        logprobs, _ = batch_logprobs(lm, batch, placed_in(batch, edits), start)
         found.update(zip(indices, logprobs.cpu().split(answer_lengths(batch.texts)), strict=True))
     return [found[index] for index in range(len(texts))]
 
@@ -150,6 +150,12 @@ def _batches(
     for number, (indices, batch) in enumerate(batches):
         start = None if prefix is None else (prefix, number)
         yield indices, batch, start
+
+
+@torch.inference_mode()
+def placed_in(batch: TokenBatch, edits: PlaceEdits) -> Sequence[PlacedEdit]:
+    """Places edits in a batch; what they compute for that needs no gradients."""
+    return edits(batch)
 
 
 @torch.inference_mode()

@@ -99,3 +99,18 @@ def test_no_edit_at_all_is_refused():
     lm = tiny_model(n_layers=2)
     with pytest.raises(ConfigError, match="no edit whose change"):
         benign_changes(lm, texts_of(lm), [])
+
+
+def test_edits_are_placed_without_gradients():
+    lm = tiny_model(n_layers=2)
+    seen = []
+
+    def place(batch):
+        seen.append(torch.is_grad_enabled())
+        return edits_at(Site(0))(batch)
+
+    with torch.enable_grad():
+        benign_changes(lm, texts_of(lm), [place, place])
+        answer_nll(lm, texts_of(lm), edits=place)
+    assert seen
+    assert not any(seen)
