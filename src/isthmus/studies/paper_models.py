@@ -204,9 +204,9 @@ def task_config(task: TaskName, scope: Scope) -> RunConfig:
         maps=_maps_of(task, scope),
         edit=advice.edit if advice else "add",
         strengths=advice.strengths if advice else (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        n_train=scope.pick(128, 240),
+        n_train=scope.pick(96, 240),
         n_validation=scope.pick(16, 32),
-        n_test=scope.pick(40, 96 if task == "code" else 112),
+        n_test=scope.pick(24, 96) if task == "code" else scope.pick(40, 112),
         n_random=scope.pick(2, 3),
         seed=scope.seed,
     )

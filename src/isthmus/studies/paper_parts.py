@@ -243,7 +243,11 @@ def _features(scope: Scope, progress: Progress) -> StudyResult:
             features=trained.get(ours),
             training=TopKSettings(n_steps=scope.pick(500, TopKSettings.n_steps)),
             n_features=scope.pick(12, 16),
-            settings={"n_validation": 32, "n_test": 96, **pair.settings},
+            settings={
+                "n_validation": scope.pick(16, 32),
+                "n_test": scope.pick(48, 96),
+                **pair.settings,
+            },
             seed=pair.seed,
             progress=progress,
             on_trained=partial(trained.__setitem__, ours),
@@ -313,7 +317,7 @@ PARTS: dict[str, Part] = {
     "mapper_validation": _on_pairs(
         "mapper_validation",
         validate_map,
-        settings=lambda _scope: {"n_validation": 32},
+        settings=lambda scope: {"n_validation": scope.pick(16, 32)},
         n_test=lambda scope: scope.pick(16, 32),
         n_completed=lambda scope: scope.pick(12, 16),
         n_train=lambda scope: scope.pick(80, 160),
@@ -334,7 +338,11 @@ PARTS: dict[str, Part] = {
     "layers": _on_models(
         "layers",
         sweep_layers,
-        settings=lambda _scope: {"n_validation": 32, "n_test": 32, "n_random": 1},
+        settings=lambda scope: {
+            "n_validation": scope.pick(16, 32),
+            "n_test": scope.pick(16, 32),
+            "n_random": 1,
+        },
     ),
     "noise": _on_models(
         "noise",
