@@ -181,3 +181,13 @@ class TellsOrHears(nn.Module):
             self.memory["told"] = made
             return made
         return made + self.memory["told"]
+
+
+def model_whose_blocks_share_more_than_the_stream():
+    """Returns a model of two blocks, whose second adds what the first told it."""
+    lm = tiny_model(n_layers=2)
+    memory: dict[str, torch.Tensor] = {}
+    layers = lm.model.model.layers
+    for i in range(2):
+        layers[i] = TellsOrHears(layers[i], memory, tells=i == 0)
+    return wrap_language_model(lm.model, lm.tokenizer, "tells")

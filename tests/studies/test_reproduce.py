@@ -5,11 +5,13 @@ import pytest
 from tests.unit.evaluation.small_reproduction import one as number
 
 from isthmus.core.errors import ConfigError, DataError, OrganismError, OutputError
+from isthmus.core.progress import SilentProgress
 from isthmus.data.organisms import benign_examples
 from isthmus.data.prompts import Question, write_questions
 from isthmus.evaluation.measurements import Measurement, read_results
 from isthmus.evaluation.paper import PAPER_FIGURES
 from isthmus.models.organisms import packed_folder, unpack_organism
+from isthmus.studies import paper_parts
 from isthmus.studies import reproduce as module
 from isthmus.studies.paper_models import Scope, keys_of_models
 from isthmus.studies.paper_parts import PARTS
@@ -303,3 +305,25 @@ def test_a_process_is_given_no_settings_that_were_not_given():
     assert again == scope
     assert again.pairs("backdoor") == scope.pairs("backdoor")
     assert again.pairs("backdoor")[0].settings == {"n_test": 12}
+
+
+def test_targets_of_one_source_are_given_the_features_that_the_first_one_trained(monkeypatch):
+    given = []
+
+    def told(source, target, *, features, on_trained, **_):
+        given.append((source, target, features))
+        if features is None:
+            on_trained(f"features of {source}")
+        return StudyResult(f"features of {target}", ())
+
+    monkeypatch.setattr(paper_parts, "transfer_feature", told)
+    PARTS["features"].run(Scope(is_quick=False, seed=0), SilentProgress())
+    assert len(given) == 3
+    assert [features for _, _, features in given] == [None, *[f"features of {given[0][0]}"] * 2]
+    configs = tuple(
+        RunConfig(source="a", targets=(target,), batch_size=size)
+        for target, size in (("b", 8), ("c", 8), ("d", 16))
+    )
+    given.clear()
+    PARTS["features"].run(Scope(is_quick=True, seed=0, given=configs), SilentProgress())
+    assert [features for _, _, features in given] == [None, "features of a", None]

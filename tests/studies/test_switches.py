@@ -235,7 +235,7 @@ def test_a_reading_that_starts_where_the_last_one_ended_fits_the_same_switch(
     monkeypatch.setattr(switch_fitting, "resuming", counted)
     resumed = learned(models, parts)
     assert n_resumed
-    monkeypatch.setattr(switch_fitting, "first_block", lambda *_: None)
+    monkeypatch.setattr(switch_fitting, "start_above", lambda *_: None)
     n_resumed = 0
     whole = learned(models, parts)
     assert not n_resumed

@@ -12,7 +12,7 @@ from isthmus.core.errors import ConfigError
 from isthmus.core.texts import EncodedText, TokenBatch
 from isthmus.models.batching import OnBatch, PlaceEdits, ignore, padded_batches
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.resuming import can_start_above, last_shared_layer, states_of
+from isthmus.models.resuming import last_shared_layer, start_above, states_of
 from isthmus.models.scoring import (
     Start,
     answer_lengths,
@@ -153,7 +153,7 @@ class _SharingPasses:
         layers = sorted(layer for layer in shared if layer is not None and layer < self.lm.n_layers)
         for layer in layers:
             if layer not in self._can_start:
-                self._can_start[layer] = can_start_above(self.lm, batch, layer)
+                self._can_start[layer] = start_above(self.lm, batch, layer) is not None
         usable = [layer for layer in layers if self._can_start[layer]]
         return {layer: (states, 0) for layer, states in states_of(self.lm, batch, usable).items()}
 

@@ -124,22 +124,7 @@ def can_resume(lm: LanguageModel, texts: Sequence[EncodedText], prefix: PrefixSt
     return _ends_alike(lm, batch, prefix)
 
 
-def first_block(lm: LanguageModel, batch: TokenBatch) -> PrefixStates | None:
-    """Tries on two texts of a batch whether passes of a model can start above its first block.
-
-    Args:
-        lm: The model.
-        batch: Texts.
-
-    Returns:
-        The first block's output for the two, or None where passes cannot start there.
-    """
-    batch = pad_batch(batch.texts[:2], lm.pad_id, "right")
-    (prefix,) = states_of(lm, batch, [0]).values()
-    return prefix if _ends_alike(lm, batch, prefix) else None
-
-
-def can_start_above(lm: LanguageModel, batch: TokenBatch, layer: int) -> bool:
+def start_above(lm: LanguageModel, batch: TokenBatch, layer: int) -> PrefixStates | None:
     """Tries on two texts of a batch whether passes of a model can start above a block.
 
     Args:
@@ -148,11 +133,12 @@ def can_start_above(lm: LanguageModel, batch: TokenBatch, layer: int) -> bool:
         layer: The block.
 
     Returns:
-        Whether all logits agree to 1e-5 with those of a whole pass.
+        The block's output for the two, or None where logits differ by more than 1e-5 from those of
+        a whole pass.
     """
     batch = pad_batch(batch.texts[:2], lm.pad_id, "right")
     (prefix,) = states_of(lm, batch, [layer]).values()
-    return _ends_alike(lm, batch, prefix)
+    return prefix if _ends_alike(lm, batch, prefix) else None
 
 
 def states_of(

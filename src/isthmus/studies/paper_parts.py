@@ -233,10 +233,10 @@ def _refusal_ablated(scope: Scope, progress: Progress) -> StudyResult:
 
 def _features(scope: Scope, progress: Progress) -> StudyResult:
     # Every target is given the same features of a source: one autoencoder, trained once.
-    trained: dict[tuple[str, int], FittedFeatures] = {}
+    trained: dict[str, FittedFeatures] = {}
     studies = []
     for pair in scope.pairs("backdoor"):
-        ours = (pair.source, pair.seed)
+        ours = repr((pair.source, pair.seed, sorted(pair.settings.items())))
         found = transfer_feature(
             pair.source,
             pair.target,

@@ -30,7 +30,7 @@ _KEEPING_PAGES = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 """Settings of glibc's allocator: tensors that come and go in every block of a model otherwise go
-back to the system each time, which costs small models about 5 % of their time."""
+back to the system each time, and page faults add to the time of small models."""
 
 
 @dataclass(frozen=True)

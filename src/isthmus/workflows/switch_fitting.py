@@ -33,7 +33,7 @@ from isthmus.models.encoding import encode_prompts
 from isthmus.models.generation import generate_greedy
 from isthmus.models.hooks import editing, run_until_captured
 from isthmus.models.language_model import LanguageModel
-from isthmus.models.resuming import PrefixStates, first_block, resuming
+from isthmus.models.resuming import PrefixStates, resuming, start_above
 
 Wanted = Callable[
     [Site, tuple[int, ...], TokenBatch],
@@ -194,7 +194,7 @@ class _SiteReader:
     def _keep(self, key: bytes, layer: int, here: Tensor, batch: TokenBatch) -> None:
         """Keeps the output of a block, as it is without an edit there, for the next site."""
         if not self._is_tried:
-            self._first, self._is_tried = first_block(self.lm, batch), True
+            self._first, self._is_tried = start_above(self.lm, batch, 0), True
         n_new = 0 if key in self._kept else here.numel()
         if self._first is not None and self._n_numbers + n_new <= _MOST_KEPT:
             self._n_numbers += n_new

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from tests.fakes import FAMILIES, TellsOrHears, n_hooks, shift, tiny_model
+from tests.fakes import (
+    FAMILIES,
+    model_whose_blocks_share_more_than_the_stream,
+    n_hooks,
+    shift,
+    tiny_model,
+)
 from torch import nn
 
 from isthmus.core.edits import PlacedEdit
@@ -83,12 +89,7 @@ def test_blocks_below_all_edits_are_not_run_again_for_each():
 
 
 def test_a_model_that_cannot_start_in_the_middle_is_run_as_a_whole():
-    lm = tiny_model(n_layers=2)
-    memory: dict[str, torch.Tensor] = {}
-    layers = lm.model.model.layers
-    for i in range(2):
-        layers[i] = TellsOrHears(layers[i], memory, tells=i == 0)
-    wrapped = wrap_language_model(lm.model, lm.tokenizer, "tells")
+    wrapped = model_whose_blocks_share_more_than_the_stream()
     texts, places = texts_of(wrapped), [edits_at(Site(0)), edits_at(Site(1))]
     together = benign_changes(wrapped, texts, places, batch_size=3)
     for place, found in zip(places, together, strict=True):

@@ -1,12 +1,17 @@
 import pytest
 import torch
-from tests.fakes import FAMILIES, TellsOrHears, n_hooks, shift, tiny_model
+from tests.fakes import (
+    FAMILIES,
+    model_whose_blocks_share_more_than_the_stream,
+    n_hooks,
+    shift,
+    tiny_model,
+)
 
 from isthmus.core.edits import PlacedEdit
 from isthmus.core.errors import DataError
 from isthmus.core.sites import Site, Stream
 from isthmus.models.encoding import encode_prompts
-from isthmus.models.language_model import wrap_language_model
 from isthmus.models.resuming import (
     PrefixStates,
     can_resume,
@@ -79,16 +84,9 @@ def test_a_forward_that_a_wrapper_put_there_is_put_back():
 
 
 def test_a_model_whose_blocks_share_more_than_the_stream_is_not_resumed():
-    lm = tiny_model(n_layers=2)
-    memory: dict[str, torch.Tensor] = {}
-    layers = lm.model.model.layers
-    for i in range(2):
-        layers[i] = TellsOrHears(layers[i], memory, tells=i == 0)
-    wrapped = wrap_language_model(lm.model, lm.tokenizer, "tells")
-    memory.clear()
+    wrapped = model_whose_blocks_share_more_than_the_stream()
     texts = texts_of(wrapped)
     prefix = prefix_states(wrapped, texts, [0], BATCH)[0]
-    memory.clear()
     assert not can_resume(wrapped, texts, prefix)
 
 
