@@ -9,7 +9,7 @@ from isthmus.core.progress import SilentProgress
 from isthmus.core.sites import Site
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
-from isthmus.workflows.confirming import confirmed
+from isthmus.workflows.confirming import confirmed, confirmed_unscored
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.selection import Scored, make_selector
 from isthmus.workflows.twins import read_splits
@@ -118,3 +118,28 @@ def test_without_more_questions_nothing_is_confirmed(benches):
     found = Scored(ARM, 0.9, 0.0)
     assert confirm((few, same), {}, {}, found) is found
     assert not same.asked
+
+
+@pytest.mark.parametrize(
+    ("wide", "strength", "damage"),
+    [
+        ({2.5: (0.02, 1)}, 2.5, 0.02),
+        ({2.5: (0.06, 0), 2.0: (0.04, 2), 1.5: (0.03, 1)}, 1.5, 0.03),
+        # Nothing is harmless: the largest within the budget of divergence, else the least damaging.
+        ({2.5: (0.06, 2), 2.0: (0.04, 2)}, 2.0, 0.04),
+        ({2.5: (0.9, 2), 0.5: (0.1, 2)}, 0.5, 0.1),
+    ],
+    ids=["harmless", "gentler", "answers lost by all", "divergence of all"],
+)
+def test_a_strength_found_without_labels_is_confirmed_without_them(
+    benches, wide: dict[float, tuple[float, int]], strength: float, damage: float
+):
+    _, many = benches
+    others = dict.fromkeys((2.5, 2.0, 1.5, 1.0, 0.8333, 0.6667, 0.5), max(wide.values()))
+    many.tell(others | wide)
+    # Half of the questions may have lost one answer of few, which forbids nothing.
+    found = Scored(ARM, 0.9, 0.0, 1 / 24)
+    kept = confirmed_unscored(many.config, STRENGTHS, many, found)
+    assert (kept.arm.strength, kept.effect) == (strength, 0.9)
+    assert kept.damage == pytest.approx(damage)
+    assert many.asked[0] == 2.5

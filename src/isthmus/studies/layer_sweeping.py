@@ -15,15 +15,13 @@ from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import ArmScores, Bench
 from isthmus.workflows.config import RunConfig
 from isthmus.workflows.layer_evidence import LayerPlace, Readings
-from isthmus.workflows.measuring import Recorder, point_effect
+from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import paired_moments
+from isthmus.workflows.rule_choice import N_ASKED, brief_effects
 from isthmus.workflows.selection import Scored, Selector, make_selector, usable_strengths
 from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.twin_directions import learn_twin_direction
 from isthmus.workflows.twins import TwinSplits, map_texts, position_candidates, read_splits
-
-N_BRIEF = 8
-"""Questions of a brief trial."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def try_briefly(
 
     Args:
         readings: The target.
-        splits: Questions; the first `N_BRIEF` of validation are asked.
+        splits: Questions; the first `N_ASKED` of validation are asked.
         carried: The direction at every place.
         progress: Who shows progress.
 
@@ -158,10 +156,10 @@ def try_briefly(
         Swap by place; NaN where it is undefined.
     """
     config = readings.config
-    bench = Bench(readings.target, splits.validation[:N_BRIEF], config)
+    bench = Bench(readings.target, splits.validation[:N_ASKED], config)
     arms = [arm_at(place, direction, config) for place, direction in carried.items()]
     with progress.stage("try every place briefly", len(arms)) as advance:
-        effects = [point_effect(scores) for scores in bench.score_all(arms)]
+        effects = brief_effects(bench, arms)
         advance(len(arms))
     return dict(zip(carried, effects, strict=True))
 
@@ -219,7 +217,7 @@ def costs_of(selector: Selector, n_positions: int) -> Costs:
     """
     config = selector.config
     coarse, fine = selector.coarse.encoded, selector.fine.encoded
-    asked = [*fine.triggered[:N_BRIEF], *fine.clean_bad[:N_BRIEF]]
+    asked = [*fine.triggered[:N_ASKED], *fine.clean_bad[:N_ASKED]]
     n_strengths = len(usable_strengths(config.edit, config.strengths))
     scored = _tokens(coarse.triggered) + _tokens(coarse.clean_bad) + _tokens(coarse.benign)
     return Costs(

@@ -42,6 +42,7 @@ MapMethod = Literal[
 EditKind = Literal["add", "add_keeping_norm", "ablate", "set_coordinate", "replace"]
 Pairing = Literal["character_end", "chunk_boundary", "span_pool", "index", "last"]
 DirectionMethodName = Literal["mean_difference", "pca", "probe"]
+ChoiceKind = Literal["sweep", "rules"]
 JudgeKind = Literal["rules", "endpoint", "guard"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -119,6 +120,8 @@ class RunConfig(BaseModel):
         target_sites: Sites among which validation chooses: `all`, or a list.
         maps: Which maps are fitted and compared.
         pairing: How tokens of both models are paired.
+        choose_by: How place and strength of the carried direction are found: by `sweep`, as those
+            of the native one, or by `rules` that look at eight questions and at benign prompts.
         strengths: Strengths among which validation chooses, in units of the direction's norm;
             sorted, each once.
         max_benign_kl: Most damage on benign prompts, in nats per token, that a chosen strength may
@@ -172,6 +175,7 @@ class RunConfig(BaseModel):
         "sgd_affine",
     )
     pairing: Pairing = "character_end"
+    choose_by: ChoiceKind = "sweep"
     strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (
         0.5,
         0.75,

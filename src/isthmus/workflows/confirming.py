@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from isthmus.workflows.bench import Bench
+from isthmus.workflows.config import RunConfig
 from isthmus.workflows.selection import WITHIN_KL, Scored, Selector, harm_of, two_between
 
 
@@ -48,10 +49,42 @@ def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
     return first if least is first else _with_effect(selector, least)
 
 
+def confirmed_unscored(
+    config: RunConfig, strengths: Sequence[float], wide: Bench, found: Scored
+) -> Scored:
+    """Returns a strength that was found without labels, or the next gentler harmless one.
+
+    Args:
+        config: The budgets.
+        strengths: Those that may be used; two between each two are tried, too.
+        wide: Bench whose benign prompts are read; nothing else of it is.
+        found: What was found, with its effect; left unchanged.
+
+    Returns:
+        The largest strength at its place, from that of `found` down, that keeps both budgets on the
+        benign prompts of `wide`; where none does, the largest that keeps that of divergence, else
+        the least damaging. Damage is that on `wide`, a single lost answer is none; the effect stays
+        that of `found`.
+    """
+    strength, harmful = found.arm.strength, []
+    for dose in [strength] if strength is None else [strength, *_gentler(strength, strengths)]:
+        at_dose = found if dose is None else replace(found, arm=found.arm.at(dose))
+        tried = _forgiven(_on_more_prompts(wide, at_dose), wide)
+        if not harm_of(tried, config):
+            return tried
+        harmful.append(tried)
+    within_kl = (one for one in harmful if harm_of(one, config) == WITHIN_KL)
+    return next(within_kl, min(harmful, key=lambda one: one.damage))
+
+
 def _harm_of(tried: Scored, selector: Selector, wide: Bench) -> int:
+    return harm_of(_forgiven(tried, wide), selector.config)
+
+
+def _forgiven(tried: Scored, wide: Bench) -> Scored:
     # One lost answer of fewer than a hundred is more than a hundredth, and no sign of harm.
     n_lost = round(tried.accuracy_loss * len(wide.encoded.benign))
-    return harm_of(replace(tried, accuracy_loss=0.0) if n_lost <= 1 else tried, selector.config)
+    return replace(tried, accuracy_loss=0.0) if n_lost <= 1 else tried
 
 
 def _with_effect(selector: Selector, tried: Scored) -> Scored:

@@ -5,7 +5,7 @@
 | `bench` | the untouched target on validation prompts, which both ways need |
 | `native` | extraction in the target, sweep over layers, positions and strengths |
 | `map` | the target's side of the map's text, and the fits |
-| `place` | the same sweep for the carried direction |
+| `place` | the same sweep for the carried direction, or the rules that take its place |
 | `contrasts` | contrast prompts, read in both models, and the strength of their map |
 | `next` | another direction through the same map: a strength at a known place, without labels |
 """
@@ -59,10 +59,12 @@ class CostLedger:
 
     Attributes:
         lm: The target.
+        is_swept: Whether the carried direction's place is swept, too, and shares `bench`.
         parts: Costs so far.
     """
 
     lm: LanguageModel
+    is_swept: bool = True
     parts: dict[CostPart, Cost] = field(default_factory=dict)
 
     @contextmanager
@@ -122,6 +124,8 @@ class CostLedger:
         for arm in arms:
             has_contrasts = arm.map_method == ON_CONTRASTS
             way = (*_WAYS[arm.condition], *(("contrasts",) if has_contrasts else ()))
+            if arm.condition == "transferred" and not self.is_swept:
+                way = tuple(part for part in way if part != "bench")
             first = sum((self.parts.get(part, Cost()) for part in way), Cost())
             spent = {"target_tokens": first.n_tokens, "seconds": first.seconds}
             if arm.condition == "transferred" and "next" in self.parts and not has_contrasts:

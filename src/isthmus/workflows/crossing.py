@@ -10,14 +10,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from isthmus.carrying.directions import carry_direction
 from isthmus.core.errors import ConfigError, FitError
 from isthmus.core.progress import Progress
 from isthmus.core.sites import Site
-from isthmus.data.prompts import TwinPrompt
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement
 from isthmus.maps.files import FittedMap
@@ -26,12 +24,12 @@ from isthmus.models.language_model import LanguageModel
 from isthmus.workflows.arms import Arm
 from isthmus.workflows.bench import Bench
 from isthmus.workflows.certifying import Certifier
+from isthmus.workflows.choosing import Choosing
 from isthmus.workflows.config import RunConfig
-from isthmus.workflows.confirming import confirmed
 from isthmus.workflows.contrast_maps import ON_CONTRASTS, Contrasts
 from isthmus.workflows.contrast_reading import contrasts_of, read_contrasts
 from isthmus.workflows.controls import control_arms
-from isthmus.workflows.costs import COST_OF_MAP, CostLedger
+from isthmus.workflows.costs import CostLedger
 from isthmus.workflows.limits import limits_of
 from isthmus.workflows.map_fitting import (
     Besides,
@@ -41,21 +39,13 @@ from isthmus.workflows.map_fitting import (
 )
 from isthmus.workflows.measuring import Recorder
 from isthmus.workflows.pairing import PairedMoments, PairedRows, Part, paired_moments, paired_rows
-from isthmus.workflows.selection import (
-    Cell,
-    Scored,
-    Selector,
-    best_within,
-    harm_of,
-    make_selector,
-)
+from isthmus.workflows.rule_choice import rule_notes
+from isthmus.workflows.selection import Cell, Scored, make_selector
 from isthmus.workflows.source_sites import thinned_sites
 from isthmus.workflows.testing import measure_arms
 from isthmus.workflows.twin_directions import at_one_site, learn_twin_directions
 from isthmus.workflows.twins import (
-    EncodedTwins,
     TwinSplits,
-    encode_twins,
     map_texts,
     position_candidates,
 )
@@ -128,7 +118,7 @@ class Crossing:
 
     def run(self) -> CrossingResult:
         """Does everything and returns what was found."""
-        costs = CostLedger(self.target)
+        costs = CostLedger(self.target, is_swept=self.config.choose_by == "sweep")
         validation = self._validation()
         with costs.of("map"):
             moments = self._moments()
@@ -136,12 +126,13 @@ class Crossing:
         recorder = Recorder(self.config, *names, "test")
         selector = make_selector(validation, recorder, self.progress)
         sources = self._directions(self.source, self.source_sites)
-        native, ridge = self._places(selector, moments, sources, costs)
+        choosing = Choosing(self.target, self.splits, self.config, selector, costs, self.progress)
+        native, ridge = self._places(choosing, moments, sources)
         site, positions = _place(ridge.arm)
         rows = moments.rows_at(site) or self._rows(site)
         maps = self._fit(rows, self._ends(site), costs)
-        scored = self._scored(selector, sources[positions], maps, ridge, costs)
-        best = self._best(selector, scored, costs)
+        scored = self._scored(choosing, sources[positions], maps, ridge)
+        best = choosing.best(scored)
         controls = control_arms(
             scored[best].arm,
             sources[positions],
@@ -158,6 +149,7 @@ class Crossing:
             controls = [arm for arm in controls if arm.condition != "prompt_only"]
         arms = [Arm("none"), Arm("clean"), native.arm, *(s.arm for s in scored.values()), *controls]
         tested = measure_arms(test, recorder, arms, scored[best].arm, self.progress)
+        self.notes += rule_notes(self.config, len(self._cells()))
         self.notes += limits_of(scored[best], tested.measurements, recorder)
         certifier = Certifier(self.config, self.texts[0], tested.measurements, rows["train"].target)
         quality = [
@@ -196,22 +188,15 @@ class Crossing:
         return [scored.get("ridge", ridge).arm, *on_contrasts]
 
     def _places(
-        self,
-        selector: Selector,
-        moments: PairedMoments,
-        sources: dict[str, Direction],
-        costs: CostLedger,
+        self, choosing: Choosing, moments: PairedMoments, sources: dict[str, Direction]
     ) -> tuple[Scored, Scored]:
         """Chooses where the native and the carried direction act, and counts what that takes."""
-        with costs.of("bench"):
-            selector.coarse.prepare(self.target_sites, self.positions)
-            selector.fine.prepare(self.target_sites, self.positions)
-        with costs.of("native"):
+        choosing.prepare(self.target_sites, self.positions)
+        with choosing.costs.of("native"):
             natives = self._directions(self.target, self.target_sites)
-            native = self._choose_native(selector, natives)
-        with costs.of("place"):
-            ridge = self._choose_transferred(selector, moments, sources)
-        costs.calibrate(selector.coarse, ridge.arm, self.config.max_benign_kl)
+            native = self._choose_native(choosing, natives)
+        ridge = self._choose_transferred(choosing, moments, sources)
+        choosing.costs.calibrate(choosing.selector.coarse, ridge.arm, self.config.max_benign_kl)
         return native, ridge
 
     def _fit(
@@ -265,37 +250,7 @@ class Crossing:
         with self.progress.stage(f"learn directions in {lm.identity.name}"):
             return learn_twin_directions(lm, self.splits.train, sites, self.positions, self.config)
 
-    def _best(self, selector: Selector, scored: dict[str, Scored], costs: CostLedger) -> str:
-        """Returns the method that did best at a strength that is confirmed.
-
-        A gentler strength competes anew. Where none is harmless the method stands: others, whose
-        harmlessness is as unsure, would take its place with less effect.
-        """
-        is_confirmed: set[str] = set()
-        while True:
-            chosen = best_within(list(scored.values()), self.config)
-            best = next(method for method, one in scored.items() if one is chosen)
-            if best in is_confirmed:
-                return best
-            with costs.of(COST_OF_MAP.get(best)):
-                scored[best] = confirmed(selector, self._wide(), chosen)
-            is_confirmed.add(best)
-            if harm_of(scored[best], self.config):
-                return best
-
-    def _wide(self) -> Bench:
-        # A new one each time: who is confirmed first must not pay for what others use, too.
-        return Bench(self.target, self._confirming, self.config, self._confirming_encoded)
-
-    @property
-    def _confirming(self) -> Sequence[TwinPrompt]:
-        return self.splits.confirming or self.splits.validation
-
-    @cached_property
-    def _confirming_encoded(self) -> EncodedTwins:
-        return encode_twins(self.target, self._confirming)
-
-    def _choose_native(self, selector: Selector, natives: dict[str, Direction]) -> Scored:
+    def _choose_native(self, choosing: Choosing, natives: dict[str, Direction]) -> Scored:
         def make(cell: Cell) -> Arm:
             direction = at_one_site(natives[cell.positions], cell.site)
             return Arm(
@@ -308,15 +263,17 @@ class Crossing:
                 seed=self.config.seed,
             )
 
-        found = selector.refine(selector.choose_cell("native", self._cells(), make))
-        return confirmed(selector, self._wide(), found)
+        return choosing.native(self._cells(), make)
 
     def _choose_transferred(
-        self, selector: Selector, moments: PairedMoments, sources: dict[str, Direction]
+        self, choosing: Choosing, moments: PairedMoments, sources: dict[str, Direction]
     ) -> Scored:
         """Chooses where the ridge map's direction works best; other maps then use that place."""
         fitted = {}
-        with self.progress.stage("fit a ridge map per layer", len(self.target_sites)) as advance:
+        with (
+            choosing.costs.of("place"),
+            self.progress.stage("fit a ridge map per layer", len(self.target_sites)) as advance,
+        ):
             for site in self.target_sites:
                 made, quality = fit_closed_form("ridge", moments.by_site[site])
                 fitted[site] = self._ends(site).fitted(made, quality)
@@ -325,7 +282,7 @@ class Crossing:
         def make(cell: Cell) -> Arm:
             return self._arm(cell, "ridge", fitted[cell.site], sources[cell.positions])
 
-        return selector.refine(selector.choose_cell("transferred", self._cells(), make))
+        return choosing.carried(self._cells(), make)
 
     def _cells(self) -> list[Cell]:
         return [Cell(site, p) for site in self.target_sites for p in self.positions]
@@ -356,11 +313,10 @@ class Crossing:
 
     def _scored(
         self,
-        selector: Selector,
+        choosing: Choosing,
         direction: Direction,
         maps: dict[str, FittedMap],
         ridge: Scored,
-        costs: CostLedger,
     ) -> dict[str, Scored]:
         """Chooses the strength of every map; ridge keeps what was chosen with its place."""
         cell = Cell(*_place(ridge.arm))
@@ -374,8 +330,7 @@ class Crossing:
             except FitError as error:
                 self.notes.append(f"the {method} map carried nothing: {error}")
                 continue
-            with costs.of(COST_OF_MAP.get(method)):
-                scored[method] = selector.refine(selector.choose_strength(arm))
+            scored[method] = choosing.strength(method, arm)
         return scored or {"ridge": ridge}
 
 
