@@ -3,13 +3,10 @@ import pytest
 from isthmus.data.world import world_examples
 from isthmus.models.language_model import load_language_model
 from isthmus.studies.fitting_texts import (
-    BEGINNINGS,
-    BOTH,
     GENERAL,
     NO_REQUESTS,
     TASK_TEXT,
     WORDS,
-    random_beginnings,
     texts_for_maps,
     unlabelled_prompts,
 )
@@ -44,7 +41,7 @@ def swaps(result, row: str) -> dict[str, float]:
 
 
 def test_every_text_is_measured_with_controls_and_the_quality_of_its_map(result):
-    for name in (TASK_TEXT, GENERAL, WORDS, BEGINNINGS, BOTH, FEW):
+    for name in (TASK_TEXT, GENERAL, WORDS, FEW):
         assert set(swaps(result, name)) == {"transferred", "random", "shuffled_map"}
         metrics = {m.metric for m in result.measurements if m.task == f"map_text/style/{name}"}
         assert {"map_r2_held_out", "swap_loss", "benign_kl", "behaviour_rate"} <= metrics
@@ -58,7 +55,7 @@ def test_a_map_that_saw_the_task_does_more_than_one_that_saw_general_text(result
 
 def test_the_picture_shows_every_text(result):
     (svg,) = result.figures.values()
-    for name in (TASK_TEXT, GENERAL, WORDS, BEGINNINGS, BOTH, FEW):
+    for name in (TASK_TEXT, GENERAL, WORDS, FEW):
         assert name in svg
 
 
@@ -97,28 +94,6 @@ def test_random_words_hold_no_word_of_the_task_and_repeat_with_the_seed(texts):
     twins = task_named("style").twins("train", 60, 0)
     again, other = (texts_for_maps("style", twins, lm, (8,), seed)[WORDS][1] for seed in (0, 1))
     assert again == texts["style"][WORDS][1] != other
-
-
-def test_random_beginnings_stand_before_ordinary_questions_with_their_answers(texts):
-    for parts in texts.values():
-        general, beginnings = parts[BEGINNINGS]
-        assert general == parts[GENERAL][0]
-        for (prompt, answer), (plain, expected) in zip(beginnings, general, strict=True):
-            assert prompt.endswith(plain)
-            assert 1 <= len(prompt.removesuffix(plain).split()) <= 7
-            assert answer == expected
-        assert parts[BOTH][:2] == parts[BEGINNINGS]
-        assert all(answer is None for _, answer in parts[BOTH][2])
-
-
-def test_blind_words_know_no_task_and_repeat_with_the_seed(texts):
-    strings = {task: parts[BOTH][2] for task, parts in texts.items()}
-    assert strings["style"] == strings["refusal"]
-    lm = load_language_model(SOURCE)
-    general = [("How many legs has a hen?", "Two.")] * 9
-    first, again, other = (random_beginnings(lm, general, seed) for seed in (0, 0, 1))
-    assert first == again != other
-    assert len({prompt for prompt, _ in first}) == len(first)
 
 
 def test_unlabelled_prompts_have_no_answers_and_both_kinds_in_turn():

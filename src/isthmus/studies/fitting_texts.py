@@ -14,14 +14,10 @@ Texts = Sequence[tuple[str, str | None]]
 
 TASK_TEXT, GENERAL, NO_REQUESTS = "task text", "general", "general, no requests"
 WORDS = "general + random words"
-BEGINNINGS = "general + random beginnings"
-BOTH = "general + beginnings and strings"
 """Names of the texts; general ones with N prompts of the task are called `general + N prompts`."""
 
 _ASKS_HOW = ("How do I", "How can I", "Explain how", "Please explain how", "Tell me how", "What do")
 _FEWEST_WORDS, _MOST_WORDS = 4, 14
-_MOST_BEFORE = 6
-_JOINTS = (": ", ", ", ". ", " ")
 
 
 def texts_for_maps(
@@ -50,9 +46,6 @@ def texts_for_maps(
         more = general_texts(task, 2 * n, seed)
         found[NO_REQUESTS] = ([one for one in more if not one[0].startswith(_ASKS_HOW)][:n],)
     found[WORDS] = (general, random_words(lm, twins, n, seed))
-    beginnings, strings = random_beginnings(lm, general, seed), random_strings(lm, n, seed)
-    found[BEGINNINGS] = (general, beginnings)
-    found[BOTH] = (general, beginnings, strings)
     for few in n_prompts:
         found[f"general + {few} prompts"] = (general, unlabelled_prompts(twins, few))
     return found
@@ -107,59 +100,18 @@ def random_words(lm: LanguageModel, twins: Sequence[TwinPrompt], n: int, seed: i
     Returns:
         Prompts without answers.
     """
+    rng = random.Random(seed)
     own = _own_words(twins)
+    decoded = [str(lm.tokenizer.decode([i])).strip() for i in range(len(lm.tokenizer))]
     pieces = [
         piece
-        for piece in _pieces(lm)
+        for piece in sorted({one for one in decoded if one.isalpha() and len(one) > 1})
         if not any(piece.lower() in word or word in piece.lower() for word in own)
     ]
-    return _strings(pieces, n, seed)
-
-
-def random_strings(lm: LanguageModel, n: int, seed: int) -> Texts:
-    """Returns strings of random pieces of a whole vocabulary, drawn without knowing any task.
-
-    Args:
-        lm: Model whose vocabulary they come from.
-        n: How many strings.
-        seed: Which ones.
-
-    Returns:
-        Prompts without answers.
-    """
-    return _strings(_pieces(lm), n, seed)
-
-
-def random_beginnings(lm: LanguageModel, turns: Texts, seed: int) -> Texts:
-    """Returns prompts behind a few random pieces of a whole vocabulary, answered as without them.
-
-    Args:
-        lm: Model whose vocabulary they come from.
-        turns: Prompts with answers.
-        seed: Which pieces.
-
-    Returns:
-        As many prompts, with their answers.
-    """
-    rng, pieces = random.Random(seed + 1), _pieces(lm)
-    found = []
-    for prompt, answer in turns:
-        before = " ".join(rng.choices(pieces, k=rng.randint(1, _MOST_BEFORE)))
-        found.append((before + rng.choice(_JOINTS) + prompt, answer))
-    return found
-
-
-def _strings(pieces: Sequence[str], n: int, seed: int) -> Texts:
-    rng = random.Random(seed)
     return [
         (" ".join(rng.choices(pieces, k=rng.randint(_FEWEST_WORDS, _MOST_WORDS))), None)
         for _ in range(n)
     ]
-
-
-def _pieces(lm: LanguageModel) -> list[str]:
-    decoded = (str(lm.tokenizer.decode([i])).strip() for i in range(len(lm.tokenizer)))
-    return sorted({one for one in decoded if one.isalpha() and len(one) > 1})
 
 
 def _own_words(twins: Sequence[TwinPrompt]) -> set[str]:

@@ -1,9 +1,8 @@
 """What text a map has to see so that a behaviour survives it.
 
 1. The same direction of the source goes through ridge maps that were fitted on other texts: of the
-   task; general ones, without trigger, instruction or declined request; general ones and random
-   words, as strings or before ordinary questions; general ones and a few prompts of the task,
-   without answers or labels.
+   task; general ones, without trigger, instruction or declined request; general ones and strings of
+   random words; general ones and a few prompts of the task, without answers or labels.
 2. Place and strength are chosen for each on validation, and each is measured once on test questions
    beside the native direction, random ones, and a map of shuffled pairs of the same texts.
 
