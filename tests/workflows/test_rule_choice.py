@@ -130,13 +130,35 @@ def test_strengths_to_compare_end_where_benign_prompts_show_it(
     bench = Harmful(places.bench.lm, places.bench.twins, config)
     bench.per_strength, bench.harmless_up_to = per_strength, harmless_up_to
     chooser = RuleChooser(bench, config, SilentProgress())
-    doses = chooser._doses(places.arm(places.cells[0]))
+    bounded = chooser._within_damage(places.arm(places.cells[0]))
+    doses = chooser._doses(bounded.arm.strength)
+    assert (bounded.damage <= min(budget, MOST_DAMAGE)) == (per_strength < 1)
     assert doses == sorted(doses)
     assert len(doses) <= 3
     assert doses[0] <= 1.0
     # Five halvings of the range from .5 to 3 come within 6 % of the largest harmless strength.
     assert 0.94 * most <= doses[-1] <= most * 1.001
     assert MOST_DAMAGE == 0.02
+
+
+def test_a_place_that_does_harm_gives_way_to_one_that_does_not(places: Places):
+    gentle, harmful = places.arm(places.cells[0]), places.arm(places.cells[1])
+
+    class OneIsHarmful(Harmful):
+        @override
+        def benign_change(self, arm: Arm) -> BenignChange:
+            self.per_strength = 1.0 if arm.direction is harmful.direction else 0.001
+            return super().benign_change(arm)
+
+        score_all = Bench.score_all
+
+    config = config_by_rules()
+    bench = OneIsHarmful(places.bench.lm, places.bench.twins, config)
+    chooser = RuleChooser(bench, config, SilentProgress())
+    assert chooser.choose_strength([harmful, gentle]).direction is gentle.direction
+    # Where all do harm, the least damaging is taken, at its gentlest.
+    left = chooser.choose_strength([harmful])
+    assert (left.direction, left.strength) == (harmful.direction, GRID[0])
 
 
 def test_an_edit_without_strength_is_placed_by_the_trial_alone(places: Places):

@@ -1,8 +1,10 @@
 """Finds place and strength of a carried direction by rules, without a sweep.
 
 1. A trial: every place at a direction's own length on `N_ASKED` questions; the best `N_KEPT` stay.
-2. At each of them the largest strength within the budgets of damage is found on benign prompts.
-3. Own length, that strength and one between are compared on the same few questions.
+2. At each of them the largest strength within the budgets of damage is found on benign prompts;
+   places where none is give way to others.
+3. Own length, that strength and one between are compared on the same few questions, and the
+   gentlest that does nearly as much as the best is taken.
 
 Which rules there are, and what they miss, was measured by the studies `layer_ranking` and
 `strength_rules`.
@@ -135,11 +137,18 @@ class RuleChooser:
             arms: At least one, at any strength.
 
         Returns:
-            That which does most on the few questions, at the gentlest strength there that does
-            nearly as much.
+            Of those that some strength leaves within the budgets of damage that which does most on
+            the few questions, at the gentlest strength there that does nearly as much; if there is
+            none, the least damaging.
         """
-        doses = [self._doses(arm) for arm in arms]
-        tried = [arm.at(dose) for arm, some in zip(arms, doses, strict=True) for dose in some]
+        found = [self._within_damage(arm) for arm in arms]
+        harmless = [one for one in found if one.damage <= self._budget]
+        if not harmless:
+            return min(found, key=lambda one: one.damage).arm
+        doses = [self._doses(one.arm.strength) for one in harmless]
+        tried = [
+            one.arm.at(dose) for one, some in zip(harmless, doses, strict=True) for dose in some
+        ]
         if len(tried) == 1:
             return tried[0]
         effects = [order_of(one) for one in _effects(self._few, tried)]
@@ -150,32 +159,47 @@ class RuleChooser:
             if arm.direction is best.direction and effect >= max(effects) - NEARLY
         )
 
-    def _doses(self, arm: Arm) -> list[float]:
-        """Returns strengths to compare, gentlest first."""
-        if len(self._strengths) == 1:
+    def _doses(self, most: float | None) -> list[float]:
+        """Returns strengths to compare, gentlest first; an edit without strength has one."""
+        if most is None or len(self._strengths) == 1:
             return [self._usual]
-        most = self._within_damage(arm)
         usual = min(self._usual, most)
         return sorted({_round(one) for one in (usual, math.sqrt(usual * most), most)})
 
-    def _within_damage(self, arm: Arm) -> float:
+    @property
+    def _budget(self) -> float:
+        return strict_budget(self.config).max_benign_kl
+
+    def _within_damage(self, arm: Arm) -> "_Bounded":
+        """Returns an arm at its largest strength within the budgets, or at its smallest."""
         lowest, highest = self._strengths[0], self._strengths[-1]
-        budget = strict_budget(self.config).max_benign_kl
         n_benign = len(self.bench.encoded.benign)
         # A single lost answer of few prompts is no sign of harm.
         n_lost = max(1.0, self.config.max_benign_loss * n_benign)
+        known: dict[float, float] = {}
 
         def damage(strength: float) -> float:
             change = self.bench.benign_change(arm.at(strength))
             is_harmful = change.accuracy_loss * n_benign > n_lost + 0.5
-            return math.inf if is_harmful else float(change.divergence.double().mean())
+            known[strength] = math.inf if is_harmful else float(change.divergence.double().mean())
+            return known[strength]
 
-        if damage(highest) <= budget:
-            return highest
-        try:
-            return strength_within_damage(damage, budget, lowest=lowest, highest=highest)
-        except FitError:
-            return lowest
+        if damage(highest) > self._budget and highest > lowest:
+            try:
+                strength_within_damage(damage, self._budget, lowest=lowest, highest=highest)
+            except FitError:
+                return _Bounded(arm.at(lowest), known[lowest])
+        kept = [one for one, harm in known.items() if harm <= self._budget]
+        strength = max(kept, default=lowest)
+        return _Bounded(arm.at(strength), known[strength])
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """An arm at a strength, with its damage on benign prompts; infinite where answers are lost."""
+
+    arm: Arm
+    damage: float
 
 
 def _round(strength: float) -> float:
