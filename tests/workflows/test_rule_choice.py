@@ -11,6 +11,7 @@ from tests.workflows.small import TARGET, small_config
 from typing_extensions import override
 
 from isthmus.core.progress import SilentProgress
+from isthmus.core.sites import Site
 from isthmus.directions.direction import Direction
 from isthmus.evaluation.measurements import Measurement
 from isthmus.models.changes import BenignChange
@@ -141,24 +142,33 @@ def test_strengths_to_compare_end_where_benign_prompts_show_it(
     assert MOST_DAMAGE == 0.02
 
 
-def test_a_place_that_does_harm_gives_way_to_one_that_does_not(places: Places):
-    gentle, harmful = places.arm(places.cells[0]), places.arm(places.cells[1])
+class HarmfulButFor(Harmful):
+    """Does harm at every place but the harmless one."""
 
-    class OneIsHarmful(Harmful):
-        @override
-        def benign_change(self, arm: Arm) -> BenignChange:
-            self.per_strength = 1.0 if arm.direction is harmful.direction else 0.001
-            return super().benign_change(arm)
+    harmless: Direction | None = None
+    score_all = Bench.score_all
 
-        score_all = Bench.score_all
+    @override
+    def benign_change(self, arm: Arm) -> BenignChange:
+        is_harmless = arm.direction is self.harmless
+        self.per_strength = 0.001 if is_harmless else 1.0 + arm.site.layer
+        return super().benign_change(arm)
 
+
+def test_however_much_they_do_places_that_do_harm_give_way_to_one_that_does_not(places: Places):
     config = config_by_rules()
-    bench = OneIsHarmful(places.bench.lm, places.bench.twins, config)
+    bench = HarmfulButFor(places.bench.lm, places.bench.twins, config)
     chooser = RuleChooser(bench, config, SilentProgress())
-    assert chooser.choose_strength([harmful, gentle]).direction is gentle.direction
+    arms = {cell: places.arm(cell) for cell in places.cells}
+    weakest = places.cells[int(np.argmin(effects_of(places, list(arms.values()))))]
+    bench.harmless = arms[weakest].direction
+    chosen = chooser.choose_cell(places.cells, arms.__getitem__)
+    assert (chosen.site, chosen.positions) == (weakest.site, weakest.positions)
     # Where all do harm, the least damaging is taken, at its gentlest.
-    left = chooser.choose_strength([harmful])
-    assert (left.direction, left.strength) == (harmful.direction, GRID[0])
+    bench.harmless = None
+    left = chooser.choose_cell(places.cells, arms.__getitem__)
+    assert (left.site, left.strength) == (Site(0), GRID[0])
+    assert chooser.choose_strength(arms[weakest]).strength == GRID[0]
 
 
 def test_an_edit_without_strength_is_placed_by_the_trial_alone(places: Places):

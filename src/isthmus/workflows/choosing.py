@@ -107,7 +107,7 @@ class Choosing:
         with self.costs.of(COST_OF_MAP.get(method)):
             if not self._has_rules:
                 return self.selector.refine(self.selector.choose_strength(arm))
-            chosen = self._rules.choose_strength([arm])
+            chosen = self._rules.choose_strength(arm)
         return self._compared(chosen)
 
     def _compared(self, arm: Arm) -> Scored:

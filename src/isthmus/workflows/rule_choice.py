@@ -2,7 +2,8 @@
 
 1. A trial: every place at a direction's own length on `N_ASKED` questions; the best `N_KEPT` stay.
 2. At each of them the largest strength within the budgets of damage is found on benign prompts;
-   places where none is give way to others.
+   places where none is give way to others, and where that is true of all of them the next ones
+   are looked at.
 3. Own length, that strength and one between are compared on the same few questions, and the
    gentlest that does nearly as much as the best is taken.
 
@@ -122,29 +123,38 @@ class RuleChooser:
             make: Builds the arm there, at any strength.
 
         Returns:
-            The arm at its place and strength.
+            The arm at its place and strength: that which does most on the few questions, at the
+            gentlest strength there that does nearly as much; the least damaging where no place
+            keeps the budgets.
         """
         arms = [make(cell).at(self._usual) for cell in cells]
         with self.progress.stage("try every place briefly", len(arms)) as advance:
             scores = {i: {"trial": one} for i, one in enumerate(brief_effects(self.bench, arms))}
             advance(len(arms))
-        return self.choose_strength([arms[i] for i in choose_layers(scores, n=N_KEPT)])
+        ranked = [arms[i] for i in choose_layers(scores, n=len(arms))]
+        harmful: list[_Bounded] = []
+        for first in range(0, len(ranked), N_KEPT):
+            found = [self._within_damage(arm) for arm in ranked[first : first + N_KEPT]]
+            if harmless := [one for one in found if one.damage <= self._budget]:
+                return self._best(harmless)
+            harmful += found
+        return min(harmful, key=lambda one: one.damage).arm
 
-    def choose_strength(self, arms: Sequence[Arm]) -> Arm:
-        """Finds the strength of an arm, or of the best of several.
+    def choose_strength(self, arm: Arm) -> Arm:
+        """Finds the strength of an arm whose place is given.
 
         Args:
-            arms: At least one, at any strength.
+            arm: The arm, at any strength.
 
         Returns:
-            Of those that some strength leaves within the budgets of damage that which does most on
-            the few questions, at the gentlest strength there that does nearly as much; if there is
-            none, the least damaging.
+            The arm at the gentlest strength within the budgets that does nearly as much on the few
+            questions as any; at the smallest where none is.
         """
-        found = [self._within_damage(arm) for arm in arms]
-        harmless = [one for one in found if one.damage <= self._budget]
-        if not harmless:
-            return min(found, key=lambda one: one.damage).arm
+        found = self._within_damage(arm)
+        return self._best([found]) if found.damage <= self._budget else found.arm
+
+    def _best(self, harmless: Sequence["_Bounded"]) -> Arm:
+        """Returns what does most on the few questions, at a strength that does nearly as much."""
         doses = [self._doses(one.arm.strength) for one in harmless]
         tried = [
             one.arm.at(dose) for one, some in zip(harmless, doses, strict=True) for dose in some
