@@ -81,7 +81,9 @@ def effects_of(places: Places, arms: Sequence[Arm]) -> list[float]:
 
 def test_a_trial_is_swap_on_the_first_questions(places: Places):
     arms = [places.arm(cell) for cell in places.cells]
-    assert brief_effects(places.bench, arms) == pytest.approx(effects_of(places, arms), abs=1e-5)
+    few = Bench(places.bench.lm, places.bench.twins[:N_ASKED], config_by_rules())
+    assert brief_effects(few, arms) == pytest.approx(effects_of(places, arms), abs=1e-5)
+    assert places.chooser()._few.twins == few.twins
 
 
 def test_the_place_is_one_of_the_best_of_the_trial_and_does_nearly_as_much_as_any(places: Places):

@@ -43,9 +43,7 @@ def confirmed(selector: Selector, wide: Bench, found: Scored) -> Scored:
         (again,) = selector.doses(selector.fine, tried.arm, [dose])
         if not harm_of(again, selector.config):
             return again
-    # As where nothing keeps both budgets while places are chosen: divergence counts alone.
-    within_kl = (one for one in harmful if harm_of(one, selector.config) == WITHIN_KL)
-    least = next(within_kl, min(harmful, key=lambda one: one.damage))
+    least = _least_harmful(harmful, selector.config)
     return first if least is first else _with_effect(selector, least)
 
 
@@ -73,6 +71,11 @@ def confirmed_unscored(
         if not harm_of(tried, config):
             return tried
         harmful.append(tried)
+    return _least_harmful(harmful, config)
+
+
+def _least_harmful(harmful: Sequence[Scored], config: RunConfig) -> Scored:
+    # As where nothing keeps both budgets while places are chosen: divergence counts alone.
     within_kl = (one for one in harmful if harm_of(one, config) == WITHIN_KL)
     return next(within_kl, min(harmful, key=lambda one: one.damage))
 

@@ -53,20 +53,19 @@ def strict_budget(config: RunConfig) -> RunConfig:
 
 
 def brief_effects(bench: Bench, arms: Sequence[Arm]) -> list[float]:
-    """Measures arms on the first questions of a bench.
+    """Measures arms at many places on few questions.
 
     Args:
-        bench: Its first `N_ASKED` questions are asked.
+        bench: Its questions are asked, usually `N_ASKED`.
         arms: What is tried, all with a place.
 
     Returns:
         Swap, or recovery for edits that only remove; NaN where it is undefined.
     """
-    brief = Bench(bench.lm, bench.twins[:N_ASKED], bench.config)
     sites = dict.fromkeys(arm.site for arm in arms if arm.site is not None)
     positions = dict.fromkeys(arm.positions for arm in arms if arm.positions is not None)
-    brief.expect(list(sites), list(positions))
-    return _effects(brief, arms)
+    bench.expect(list(sites), list(positions))
+    return _effects(bench, arms)
 
 
 def nearest_to_own_length(strengths: Sequence[float]) -> float:
@@ -129,12 +128,16 @@ class RuleChooser:
         """
         arms = [make(cell).at(self._usual) for cell in cells]
         with self.progress.stage("try every place briefly", len(arms)) as advance:
-            scores = {i: {"trial": one} for i, one in enumerate(brief_effects(self.bench, arms))}
+            scores = {i: {"trial": one} for i, one in enumerate(brief_effects(self._few, arms))}
             advance(len(arms))
         ranked = [arms[i] for i in choose_layers(scores, n=len(arms))]
         harmful: list[_Bounded] = []
         for first in range(0, len(ranked), N_KEPT):
-            found = [self._within_damage(arm) for arm in ranked[first : first + N_KEPT]]
+            kept, found = ranked[first : first + N_KEPT], []
+            with self.progress.stage("find strengths on benign prompts", len(kept)) as advance:
+                for arm in kept:
+                    found.append(self._within_damage(arm))
+                    advance(1)
             if harmless := [one for one in found if one.damage <= self._budget]:
                 return self._best(harmless)
             harmful += found
@@ -230,7 +233,7 @@ def rule_notes(config: RunConfig, n_places: int) -> list[str]:
         return []
     note = (
         f"place and strength of the carried direction were found by rules ({N_ASKED} questions at "
-        f"each of {n_places} places; strengths at the best {min(N_KEPT, n_places)} by benign "
-        "prompts), those of the native direction by a sweep"
+        f"each of {n_places} places; strengths at the best {min(N_KEPT, n_places)}, or the next "
+        "where those do harm, by benign prompts), those of the native direction by a sweep"
     )
     return [note]
